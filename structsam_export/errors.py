@@ -1,0 +1,69 @@
+"""Everything that can go wrong for a user, and the exit code it ends with.
+
+::
+
+    StructSAMError
+    |-- UsageError             2   unknown method, layer or variant; rate out of range; output exists
+    |-- ParityError            3   a stage disagrees with the one before (artefacts are kept)
+    |-- MissingRuntimeError    4   a runtime that was asked for is not installed or cannot run here
+    |-- OutputError            4   output folder not writable, disk full
+    `-- BadInputError          5
+        |-- CheckpointError    5   missing, corrupt, foreign or mismatching weights
+        |-- ImageError         5   unreadable photo
+        `-- ArtifactError      5   missing or changed ONNX, engine or manifest
+
+Messages say what to do next. Anything that is not a `StructSAMError` is a bug and keeps its traceback (exit 1).
+An interrupted run exits with 130 and leaves nothing that looks finished.
+"""
+
+from __future__ import annotations
+
+INTERRUPTED = 130
+
+
+class StructSAMError(Exception):
+    """Base of every error a user can cause or cure; `exit_code` is the process' exit status."""
+
+    exit_code = 1
+
+
+class UsageError(StructSAMError):
+    """The request contradicts itself or the method's limits."""
+
+    exit_code = 2
+
+
+class ParityError(StructSAMError):
+    """A stage does not compute what the stage before it computes."""
+
+    exit_code = 3
+
+
+class MissingRuntimeError(StructSAMError):
+    """A runtime that was asked for is not here."""
+
+    exit_code = 4
+
+
+class OutputError(StructSAMError):
+    """Results cannot be written."""
+
+    exit_code = 4
+
+
+class BadInputError(StructSAMError):
+    """A file the user handed over cannot be used."""
+
+    exit_code = 5
+
+
+class CheckpointError(BadInputError):
+    """Weights are missing, corrupt or of another model."""
+
+
+class ImageError(BadInputError):
+    """A photo cannot be read."""
+
+
+class ArtifactError(BadInputError):
+    """A file of an output folder is missing, or is not the one its manifest describes."""

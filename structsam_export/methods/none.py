@@ -1,0 +1,36 @@
+"""No merging: the dense model, and what every other method is compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from structsam_export.methods.plan import MergePlan
+    from structsam_export.methods.tokens import Layout, Tokens
+
+
+@dataclass(frozen=True)
+class NoMerge:
+    """Keeps every token (rate 0)."""
+
+    rate: float = 0.0
+    variant: str = "dense"
+
+    NAME: ClassVar[str] = "none"
+    VARIANTS: ClassVar[tuple[str, ...]] = ("dense",)
+    MAX_RATE: ClassVar[float] = 0.0
+    PROTECTS: ClassVar[str] = "everything"
+    SOURCE: ClassVar[str] = "Segment Anything, arXiv 2304.02643"
+
+    def removed(self, layout: Layout) -> int:
+        """Tokens removed in one attention call: none."""
+        return 0
+
+    def plan(self, tokens: Tokens) -> MergePlan:
+        """Never called: a method that removes nothing leaves the block as it is."""
+        raise AssertionError("the dense model has no plan")
+
+    def macs(self, layout: Layout, head_dim: int) -> int:
+        """MACs of scoring and matching in one block, batch 1: none."""
+        return 0

@@ -1,0 +1,77 @@
+"""Stage 1: token merging in a model's attention blocks; reversible, safe to apply twice, used as a `with` block.
+
+A host is a model family whose blocks can be patched. Hosts know no method: all they use is a plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from structsam_export.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from structsam_export.methods import Method
+
+# Class name of the encoder -> module with `apply(encoder, method, layers)`, `remove(encoder)`, `recording(encoder)`.
+HOSTS = {"ImageEncoderViT": "structsam_export.patch.sam"}
+
+
+def host_of(encoder: nn.Module) -> Any:
+    """The host module of an encoder, found by class name so that no model library is imported.
+
+    Raises:
+        UsageError: no host knows this encoder.
+    """
+    name = type(encoder).__name__
+    if name not in HOSTS:
+        raise UsageError(f"Cannot patch an encoder of class '{name}'. Supported: {', '.join(HOSTS)}.")
+    return import_module(HOSTS[name])
+
+
+def apply_patch(encoder: nn.Module, method: Method, layers: Sequence[int]) -> nn.Module:
+    """Merge tokens by `method` in the given blocks, in place; an earlier patch is removed first."""
+    remove_patch(encoder)
+    host_of(encoder).apply(encoder, method, layers)
+    return encoder
+
+
+def remove_patch(encoder: nn.Module) -> nn.Module:
+    """Undo `apply_patch`; does nothing on a stock encoder."""
+    host_of(encoder).remove(encoder)
+    return encoder
+
+
+@contextmanager
+def patched(encoder: nn.Module, method: Method, layers: Sequence[int]) -> Iterator[nn.Module]:
+    """`apply_patch` for the length of a `with` block; removed even after an exception."""
+    apply_patch(encoder, method, layers)
+    try:
+        yield encoder
+    finally:
+        remove_patch(encoder)
+
+
+def resolve_layers(spec: str, depth: int, global_layers: Sequence[int]) -> tuple[int, ...]:
+    """Blocks meant by `all`, `last5`, `global` or a list such as `0,3,6-8`.
+
+    Raises:
+        UsageError: not a preset, not a number, or a block the encoder does not have.
+    """
+    presets = {"all": range(depth), "last5": range(max(depth - 5, 0), depth), "global": global_layers}
+    if spec in presets:
+        return tuple(presets[spec])
+    chosen: set[int] = set()
+    for part in spec.split(","):
+        first, _, last = part.strip().partition("-")
+        if not first.isdigit() or (last and not last.isdigit()):
+            raise UsageError(f"Cannot read layers '{spec}'. Pass all, last5, global or a list such as 0,3,6-8.")
+        chosen.update(range(int(first), int(last or first) + 1))
+    wrong = sorted(i for i in chosen if i >= depth)
+    if wrong:
+        raise UsageError(f"Unknown layer {wrong[0]}: this encoder has blocks 0 to {depth - 1}.")
+    return tuple(sorted(chosen))

@@ -1,0 +1,245 @@
+"""The main job: patch -> trace -> rewrite -> build -> validate, as one run or stage by stage on an output folder."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from structsam_export import __version__
+from structsam_export.artifact import Manifest, atomic, require_space, staged_files, staged_folder
+from structsam_export.config import ExportConfig
+from structsam_export.console import console, stage
+from structsam_export.methods import Method, make_method
+from structsam_export.patch import patched, resolve_layers
+
+if TYPE_CHECKING:
+    from structsam_export.models import LoadedModel
+    from structsam_export.validate.parity import Validation
+    from structsam_export.validate.photos import Photo
+
+ENCODER_RAW, DECODER_RAW = "encoder.raw.onnx", "decoder.raw.onnx"
+ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
+OUTPUTS = {ENCODER: ("image_embeddings",), DECODER: ("low_res_masks", "iou_predictions")}
+# Encoder MACs x photos that validation may cost by default; bounds the time on big models (all six bundled photos
+# for the demo model, four for ViT-B, one for ViT-L and ViT-H). --image overrides it.
+VALIDATION_MACS = 2_000_000_000_000
+
+
+@dataclass
+class Job:
+    """One export: what was asked for, resolved against the model."""
+
+    config: ExportConfig
+    loaded: LoadedModel
+    method: Method
+    layers: tuple[int, ...]
+
+    @classmethod
+    def prepare(cls, config: ExportConfig) -> Job:
+        """Check the request and load the model; everything that can be refused is refused here."""
+        from structsam_export.models import load_model
+
+        method = make_method(config.method, config.rate, config.variant)
+        with stage(f"load {config.model}"):
+            loaded = load_model(config.model, Path(config.checkpoint) if config.checkpoint else None)
+        geometry = loaded.geometry
+        layers = resolve_layers(config.layers, geometry.depth, geometry.global_layers)
+        return cls(replace(config, rate=method.rate), loaded, method, layers)
+
+    def photos(self) -> list[Photo]:
+        """The photos to validate on: the user's, or as many bundled ones as the model's size allows."""
+        from structsam_export.macs import paper_macs
+        from structsam_export.validate.photos import bundled_photos, user_photos
+
+        if self.config.images:
+            return user_photos(self.config.images)
+        return bundled_photos(max(1, VALIDATION_MACS // paper_macs(self.loaded.geometry)))
+
+    def manifest(self) -> Manifest:
+        """A manifest with no files yet."""
+        loaded = self.loaded
+        model = {
+            "checkpoint": loaded.checkpoint.name,
+            "sha256": loaded.sha256,
+            "preprocessing": loaded.spec.preprocessing,
+            "geometry": loaded.geometry.to_dict(),
+        }
+        return Manifest(self.config, model, versions())
+
+
+def export(config: ExportConfig, output: Path | None = None, *, force: bool = False) -> tuple[dict[str, Any], Path]:
+    """Run every stage.
+
+    Args:
+        config: what to export.
+        output: folder to make; default engines/<model>-<method>-r<rate*100>-<precision>.
+        force: replace the folder if it is an earlier export.
+
+    Returns:
+        The report (`report.json`) and the folder. `report["passed"]` tells whether all parity gates hold.
+    """
+    from structsam_export.build import choose_backend, resolve_targets
+    from structsam_export.validate.parity import eager_reference
+
+    backend = choose_backend(config.backend)
+    targets = resolve_targets(config.target, backend) if backend else ()
+    job = Job.prepare(config)
+    target = output or Path("engines") / config.folder_name(job.method.rate)
+    photos = job.photos()
+    with staged_folder(target, force=force) as folder:
+        weights = sum(p.numel() * 4 for p in job.loaded.sam.parameters())
+        require_space(folder, weights * (3 + len(targets)))
+        manifest = job.manifest()
+        found = eager_reference(job.loaded, job.method, job.layers, photos)
+        trace_stage(job, folder, manifest)
+        keep = job.loaded if weights < 1_000_000_000 else None
+        if keep is None:
+            drop_weights(job)
+        rewrite_stage(folder, manifest)
+        build_stage(folder, manifest, backend, targets)
+        report = validate_stage(job, folder, manifest, found, keep)
+    return report, target
+
+
+def drop_weights(job: Job) -> None:
+    """Free the PyTorch model of a finished trace; ONNX Runtime and the builder need the memory."""
+    for parameter in job.loaded.sam.parameters():
+        parameter.data = parameter.data.new_empty(0)
+    gc.collect()
+
+
+def trace_stage(job: Job, folder: Path, manifest: Manifest) -> None:
+    """Export encoder and decoder as traced."""
+    from structsam_export.artifact import disk_errors
+    from structsam_export.trace import trace_decoder, trace_encoder
+
+    sam, config = job.loaded.sam, job.config
+    with stage("trace encoder and decoder to ONNX"), staged_files(folder) as partial, disk_errors(folder):
+        with patched(sam.image_encoder, job.method, job.layers) as encoder:
+            size = job.loaded.geometry.image_size
+            trace_encoder(encoder, size, partial / ENCODER_RAW, batch=config.batch, opset=config.opset)
+        trace_decoder(sam, partial / DECODER_RAW, opset=config.opset)
+    for name in (ENCODER_RAW, DECODER_RAW):
+        manifest.add_onnx(folder, name)
+    manifest.write(folder)
+
+
+def rewrite_stage(folder: Path, manifest: Manifest) -> None:
+    """Rewrite both graphs; engines and reports made from earlier ones are removed."""
+    import onnx
+
+    from structsam_export.rewrite import rewrite
+
+    forget(folder, manifest, [name for name in manifest.files if name.endswith((".engine", ".json", ".html"))])
+    with stage("rewrite graphs"), staged_files(folder) as partial:
+        for raw, name in ((ENCODER_RAW, ENCODER), (DECODER_RAW, DECODER)):
+            source, part = manifest.verified(folder, raw), name.split(".")[0]
+            skipped: list[str] = []
+            counts = rewrite(source, partial / name, keep_outputs=OUTPUTS[name], skipped=skipped)
+            manifest.results.setdefault("rewrite", {})[part] = counts
+            nodes = [len(onnx.load(str(p), load_external_data=False).graph.node) for p in (source, partial / name)]
+            manifest.results.setdefault("graph", {})[part] = {"nodes_raw": nodes[0], "nodes": nodes[1]}
+            manifest.results.setdefault("rewrite_skipped", {})[part] = skipped
+            gc.collect()
+    for name in (ENCODER, DECODER):
+        manifest.add_onnx(folder, name)
+    manifest.write(folder)
+
+
+def build_stage(folder: Path, manifest: Manifest, backend: str | None, targets: Sequence[str]) -> None:
+    """Build an encoder and a decoder engine for every target; engines of other targets stay."""
+    from structsam_export.build import build_engine, decoder_profile
+
+    if backend is None:
+        console().print("[yellow]No engine built[/yellow]: no backend. Run structsam-export doctor for what to install.")
+        return
+    geometry = manifest.model["geometry"]
+    profile = decoder_profile(geometry["image_size"], geometry["patch_size"])
+    for target in targets:
+        for name, shapes in ((ENCODER, {}), (DECODER, profile)):
+            part = name.split(".")[0]
+            onnx = manifest.verified(folder, name)
+            with stage(f"build {part} engine, {backend} {target}"):
+                engine = build_engine(onnx, folder, part, backend, target, shapes)
+            manifest.engines = [e for e in manifest.engines if e["file"] != engine.file] + [engine.to_dict()]
+            manifest.add(folder, engine.file)
+            manifest.write(folder)
+
+
+def validate_stage(
+    job: Job, folder: Path, manifest: Manifest, found: Validation, loaded: LoadedModel | None
+) -> dict[str, Any]:
+    """Compare all stages, write the report, and record the verdict in the manifest."""
+    import json
+
+    from structsam_export.report import build_report
+    from structsam_export.report.html import render
+    from structsam_export.validate.parity import check_engines, check_onnx, measure_latency
+
+    geometry = job.loaded.geometry
+    check_onnx(found, folder, manifest, geometry.image_size)
+    check_engines(found, folder, manifest, geometry.image_size)
+    measure_latency(found, loaded, job.method, job.layers, folder, job.config.batch)
+    with stage("write report"):
+        report = build_report(manifest, geometry, job.method, job.layers, found, folder)
+        with atomic(folder / "report.json") as partial:
+            partial.write_text(json.dumps(report, indent=2) + "\n")
+        with atomic(folder / "report.html") as partial:
+            partial.write_text(render(report, found, geometry))
+    manifest.add(folder, "report.json", "report.html")
+    manifest.results["passed"] = report["passed"]
+    manifest.write(folder)
+    return report
+
+
+def trace_only(config: ExportConfig, output: Path | None = None, *, force: bool = False) -> Path:
+    """Stages patch and trace alone: a folder with the traced graphs and a manifest."""
+    job = Job.prepare(config)
+    target = output or Path("engines") / config.folder_name(job.method.rate)
+    with staged_folder(target, force=force) as folder:
+        trace_stage(job, folder, job.manifest())
+    return target
+
+
+def validate_folder(folder: Path, images: Sequence[str] = ()) -> dict[str, Any]:
+    """Stage validate alone, on a folder of an earlier run; returns the new report.
+
+    Raises:
+        ArtifactError: a file is missing or was changed, or the checkpoint is not the one that was exported.
+    """
+    from structsam_export.errors import ArtifactError
+    from structsam_export.validate.parity import eager_reference
+
+    manifest = Manifest.read(folder)
+    for name in (ENCODER_RAW, DECODER_RAW, ENCODER, DECODER, *(e["file"] for e in manifest.engines)):
+        manifest.verified(folder, name)
+    job = Job.prepare(replace(manifest.config, images=tuple(images) or manifest.config.images))
+    if job.loaded.sha256 != manifest.model["sha256"]:
+        raise ArtifactError(f"{job.loaded.checkpoint} is not the checkpoint {folder} was exported from.")
+    found = eager_reference(job.loaded, job.method, job.layers, job.photos())
+    return validate_stage(job, folder, manifest, found, job.loaded)
+
+
+def forget(folder: Path, manifest: Manifest, names: Sequence[str]) -> None:
+    """Delete files that no longer belong to the folder's graphs."""
+    for name in names:
+        manifest.files.pop(name)
+        (folder / name).unlink(missing_ok=True)
+    manifest.engines = [e for e in manifest.engines if e["file"] in manifest.files]
+
+
+def versions() -> dict[str, str]:
+    """Versions of what takes part in an export."""
+    packages = ("torch", "segment-anything", "onnx", "onnxscript", "onnxruntime", "onnx-graphsurgeon", "polygraphy")
+    optional = ("tensorrt", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12")
+    found = {"structsam-export": __version__}
+    for name in (*packages, *optional):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,100 @@
+"""`report.html`: one file, no scripts, no network."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from structsam_export.methods.tokens import Layout
+from structsam_export.report import pictures
+from structsam_export.validate.metrics import destinations, mask_ious
+
+if TYPE_CHECKING:
+    from structsam_export.models.geometry import EncoderGeometry
+    from structsam_export.validate.parity import Validation
+
+NAMES = {
+    "dense": "PyTorch, unpatched",
+    "eager": "PyTorch, patched",
+    "onnx_raw": "ONNX as traced",
+    "onnx": "ONNX rewritten",
+    "engine": "engine",
+}
+
+
+def render(report: dict[str, Any], found: Validation, geometry: EncoderGeometry) -> str:
+    """The report as one HTML page."""
+    from jinja2 import Environment, PackageLoader, select_autoescape
+
+    environment = Environment(
+        loader=PackageLoader("structsam_export", "report"), autoescape=select_autoescape(), trim_blocks=True
+    )
+    environment.filters["num"] = number
+    return environment.get_template("report.html.j2").render(
+        r=report, names=NAMES, photos=photo_rows(found), maps=token_maps(found, geometry)
+    )
+
+
+def number(value: Any) -> str:
+    """Numbers as people read them: 4 significant digits, a dash for none."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6f}" if 0.99 < value < 1 else f"{value:.4g}"
+    return str(value)
+
+
+def last_stage(found: Validation) -> str:
+    """The last stage that ran."""
+    return next(name for name in ("engine", "onnx", "onnx_raw", "eager") if name in found.stages)
+
+
+def photo_rows(found: Validation) -> list[dict[str, Any]]:
+    """Per photo: prompts, eager masks, exported masks, their difference, and the IoU of each prompt's masks."""
+    last, rows = last_stage(found), []
+    for i, photo in enumerate(found.photos):
+        eager, final, dense = (found.stages[s].masks[i] for s in ("eager", last, "dense"))
+        shots = {
+            "photo": pictures.with_prompts(photo.image, photo.prompts),
+            NAMES["dense"]: pictures.with_masks(photo.image, dense),
+            NAMES["eager"]: pictures.with_masks(photo.image, eager),
+            NAMES[last]: pictures.with_masks(photo.image, final),
+            "difference of the last two": pictures.difference(eager, final),
+        }
+        rows.append(
+            {
+                "name": photo.name,
+                "shots": {k: pictures.data_uri(v) for k, v in shots.items()},
+                "ious": dict(
+                    zip((p.name for p in photo.prompts), zip(mask_ious([eager], [final]), mask_ious([dense], [eager])))
+                ),
+            }
+        )
+    return rows
+
+
+def token_maps(found: Validation, geometry: EncoderGeometry, limit: int = 3) -> list[dict[str, Any]]:
+    """Merged-token maps of the first photos, one picture per merging layer."""
+    maps = []
+    for i, photo in enumerate(found.photos[:limit]):
+        shots = {}
+        for layer in found.layers:
+            groups = groups_on_grid(found.stages["eager"].outputs[i], layer, geometry)
+            window = geometry.windows[layer]
+            name = f"block {layer}, " + (f"{window}x{window} windows" if window else "global")
+            shots[name] = pictures.data_uri(pictures.token_map(found.prepared[i], photo.image, groups), 240)
+        maps.append({"name": photo.name, "shots": shots})
+    return maps if found.layers else []
+
+
+def groups_on_grid(outputs: dict[str, np.ndarray], layer: int, geometry: EncoderGeometry) -> np.ndarray:
+    """Group id of every token on the grid (H, W), pads dropped; ids differ between windows."""
+    import torch
+
+    layout = Layout(geometry.grid, geometry.windows[layer])
+    target = destinations(outputs, layer)
+    target = target + np.arange(len(target))[:, None] * layout.tokens
+    return layout.unpartition(torch.from_numpy(target)[..., None])[0, ..., 0].numpy()

@@ -1,0 +1,75 @@
+"""Stage 3: ONNX -> faster ONNX, by small rules in one fixed order.
+
+A rule is a module with `apply(graph, skipped) -> int`: it changes the onnx-graphsurgeon graph in place, returns how
+often it fired, and appends a reason to `skipped` for every near match it left alone. Running a rule twice fires
+nothing the second time, and every rule leaves the graph's results as they were.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import onnx_graphsurgeon as gs
+
+RULES = {
+    "fold_constants": "structsam_export.rewrite.fold_constants",
+    "gather_nd": "structsam_export.rewrite.gather_nd",
+    "row_gather": "structsam_export.rewrite.row_gather",
+    "gather_last": "structsam_export.rewrite.gather_last",
+    "relative_position": "structsam_export.rewrite.relative_position",
+    "stock_relative_position": "structsam_export.rewrite.stock_relative_position",
+    "reshape_chain": "structsam_export.rewrite.reshape_chain",
+}
+
+# Protobuf stops at 2 GiB; from here on weights go to a file of their own.
+INLINE_LIMIT = 1_500_000_000
+
+
+def apply_rules(graph: gs.Graph, skipped: list[str] | None = None) -> dict[str, int]:
+    """Run every rule once, in order; returns rule -> times fired."""
+    counts: dict[str, int] = {}
+    reasons: list[str] = [] if skipped is None else skipped
+    for name, module in RULES.items():
+        counts[name] = import_module(module).apply(graph, reasons)
+        graph.cleanup(remove_unused_graph_inputs=False).toposort()
+    return counts
+
+
+def rewrite(source: Path, target: Path, *, keep_outputs: tuple[str, ...], skipped: list[str] | None = None) -> Any:
+    """Rewrite the ONNX file `source` into `target`.
+
+    Args:
+        source: file of `trace`.
+        target: file to write; weights beyond protobuf's limit go to `<target>.data`.
+        keep_outputs: graph outputs of the result; others (the plans) stay inside as named tensors.
+        skipped: receives the reasons for near matches that were left alone.
+
+    Returns:
+        {rule: times fired}.
+    """
+    import onnx_graphsurgeon as gs
+    from polygraphy.backend.onnx import onnx_from_path
+
+    graph = gs.import_onnx(onnx_from_path(str(source)))
+    counts = apply_rules(graph, skipped)
+    # Plans stay in the graph, because merging uses them; they only stop being outputs.
+    graph.outputs = [t for t in graph.outputs if t.name in keep_outputs]
+    graph.cleanup(remove_unused_graph_inputs=False).toposort()
+    save(graph, target)
+    return counts
+
+
+def save(graph: gs.Graph, target: Path) -> None:
+    """Write a graph to `target`, with its weights inside if they fit."""
+    import onnx_graphsurgeon as gs
+    from polygraphy.backend.onnx import save_onnx
+
+    model = gs.export_onnx(graph)
+    size = sum(len(t.raw_data) for t in model.graph.initializer)
+    if size > INLINE_LIMIT:
+        save_onnx(model, str(target), external_data_path=f"{target.name}.data", size_threshold=1024)
+    else:
+        save_onnx(model, str(target))

@@ -1,0 +1,1 @@
+"""What surrounds the engines at run time: preparing photos and turning logits into masks."""

@@ -1,0 +1,82 @@
+"""Photos in, masks out: the steps before the encoder and after the decoder, as `SamPredictor` and MedSAM do them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from structsam_export.errors import ImageError
+
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A photo ready for the encoder.
+
+    `tensor` float32 (1, 3, S, S); `original` and `resized` are (height, width) before and after resizing, the rest
+    of the S x S square is padding; `scale` (x, y) maps photo pixels to encoder pixels.
+    """
+
+    tensor: np.ndarray
+    original: tuple[int, int]
+    resized: tuple[int, int]
+    scale: tuple[float, float]
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Read a photo as uint8 RGB (h, w, 3), turned as its EXIF says.
+
+    Raises:
+        ImageError: missing, or not an image Pillow can read.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except FileNotFoundError:
+        raise ImageError(f"Photo {path} does not exist.") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ImageError(f"Cannot read photo {path}: {error}. Pass a JPEG, PNG, WebP or TIFF file.") from None
+
+
+def prepare(image: np.ndarray, size: int, preprocessing: str = "sam") -> Prepared:
+    """Resize and normalise a photo (h, w, 3) uint8 for an encoder of `size` px.
+
+    "sam": longest side to `size`, ImageNet mean and deviation, zeros below or beside. "medsam": stretched to a
+    square, values scaled to [0, 1] by the photo's own range (MedSAM's inference script).
+    """
+    from PIL import Image
+
+    h, w = image.shape[:2]
+    if preprocessing == "medsam":
+        nh, nw, method = size, size, Image.Resampling.BICUBIC
+    else:
+        nh, nw = (int(side * size / max(h, w) + 0.5) for side in (h, w))
+        method = Image.Resampling.BILINEAR
+    pixels = np.asarray(Image.fromarray(image).resize((nw, nh), method), np.float32)
+    if preprocessing == "medsam":
+        low, high = pixels.min(), pixels.max()
+        pixels = (pixels - low) / max(high - low, 1e-8)
+    else:
+        pixels = (pixels - np.array(PIXEL_MEAN, np.float32)) / np.array(PIXEL_STD, np.float32)
+    square = np.zeros((1, 3, size, size), np.float32)
+    square[0, :, :nh, :nw] = pixels.transpose(2, 0, 1)
+    return Prepared(square, (h, w), (nh, nw), (nw / w, nh / h))
+
+
+def masks_from_logits(logits: Any, photo: Prepared, size: int) -> np.ndarray:
+    """Low-resolution logits (P, h, w) -> boolean masks (P, H, W) of the photo's own size (`Sam.postprocess_masks`)."""
+    import torch
+    import torch.nn.functional as F
+
+    x = torch.as_tensor(np.asarray(logits, np.float32))[:, None]
+    x = F.interpolate(x, (size, size), mode="bilinear", align_corners=False)
+    x = x[..., : photo.resized[0], : photo.resized[1]]
+    x = F.interpolate(x, photo.original, mode="bilinear", align_corners=False)
+    return (x[:, 0] > 0).numpy()

@@ -1,0 +1,99 @@
+"""The stages as polygraphy runners: eager PyTorch, ONNX Runtime, TensorRT."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from structsam_export.build import hush_polygraphy, use_backend
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def eager_runner(module: nn.Module, names: Sequence[str], label: str) -> Any:
+    """A PyTorch module as a runner on the CPU (polygraphy's own needs CUDA)."""
+    hush_polygraphy()
+    import numpy as np
+    import torch
+    from polygraphy.backend.base import BaseRunner
+    from polygraphy.common import TensorMetadata
+
+    class EagerRunner(BaseRunner):  # type: ignore[misc]
+        def infer_impl(self, feed_dict: dict[str, Any]) -> dict[str, Any]:
+            with torch.no_grad():
+                began = time.perf_counter()
+                outputs = module(*(torch.as_tensor(v) for v in feed_dict.values()))
+                self.inference_time = time.perf_counter() - began
+            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            return {name: value.numpy() for name, value in zip(names, outputs)}
+
+        def get_input_metadata_impl(self) -> Any:
+            return TensorMetadata().add("image", dtype=np.float32, shape=(-1, 3, -1, -1))
+
+    return EagerRunner(name=label)
+
+
+def ort_runner(path: Path, label: str) -> Any:
+    """An ONNX file as a runner on ONNX Runtime's CPU provider."""
+    hush_polygraphy()
+    from polygraphy.backend.onnxrt import OnnxrtRunner, SessionFromOnnx
+
+    return OnnxrtRunner(SessionFromOnnx(str(path), providers=["cpu"]), name=label)
+
+
+def engine_runner(path: Path, backend: str, label: str) -> Any:
+    """An engine as a runner on this machine's GPU; `path` must come from `Manifest.verified`."""
+    use_backend(backend)
+    from polygraphy.backend.common import bytes_from_path
+    from polygraphy.backend.trt import EngineFromBytes, TrtRunner
+
+    return TrtRunner(EngineFromBytes(lambda: bytes_from_path(str(path))), name=label)
+
+
+def run(runner: Any, feeds: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[float]]:
+    """Run a runner over all feeds; returns the outputs and the seconds each took."""
+    outputs, seconds = [], []
+    with runner:
+        for feed in feeds:
+            outputs.append({k: _copy(v) for k, v in runner.infer(feed).items()})
+            seconds.append(float(runner.last_inference_time()))
+    return outputs, seconds
+
+
+def _copy(value: Any) -> Any:
+    """Runners reuse their buffers."""
+    import numpy as np
+
+    return np.array(value)
+
+
+@contextmanager
+def with_plan_outputs(path: Path, names: Sequence[str]) -> Iterator[Path]:
+    """A copy of an encoder that also outputs its plans; weights in a side file are shared, not copied."""
+    import onnx
+
+    from structsam_export.artifact import disk_errors
+
+    copy = path.with_name(f".{path.stem}.decisions.onnx")
+    model = onnx.load(str(path), load_external_data=False)
+    known = {o.name for o in model.graph.output}
+    model.graph.output.extend(
+        onnx.helper.make_empty_tensor_value_info(name) if info is None else info
+        for name, info in _infos(model, [n for n in names if n not in known])
+    )
+    try:
+        with disk_errors(path.parent):
+            onnx.save(model, str(copy))
+        yield copy
+    finally:
+        copy.unlink(missing_ok=True)
+
+
+def _infos(model: Any, names: Sequence[str]) -> list[tuple[str, Any]]:
+    """Type and shape of inner tensors, as the graph states them."""
+    infos = {v.name: v for v in model.graph.value_info}
+    return [(name, infos.get(name)) for name in names]

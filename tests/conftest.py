@@ -1,0 +1,39 @@
+"""Small random-weight SAMs, so that no test needs a download."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+
+
+def tiny_encoder(image=(80, 80), window=4, depth=3, heads=2, dim=16, patch=16, global_layers=(1,)):
+    """A segment_anything encoder with random weights everywhere (relative positions included)."""
+    from segment_anything.modeling import ImageEncoderViT
+
+    torch.manual_seed(0)
+    encoder = ImageEncoderViT(
+        img_size=max(image),
+        patch_size=patch,
+        embed_dim=dim,
+        depth=depth,
+        num_heads=heads,
+        mlp_ratio=2,
+        out_chans=8,
+        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+        qkv_bias=True,
+        use_rel_pos=True,
+        global_attn_indexes=global_layers,
+        window_size=window,
+    )
+    for name, p in encoder.named_parameters():
+        if "pos" in name:
+            torch.nn.init.normal_(p, std=0.5)
+    return encoder.eval().requires_grad_(False)
+
+
+@pytest.fixture
+def encoder():
+    """6x6 grid, windows of 4 (so 6 -> 8 with pads), block 1 global."""
+    return tiny_encoder(image=(96, 96))
