@@ -20,7 +20,8 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageEnhance, ImageFilter
 
 HELD_OUT_SHARE = 8
-MIN_VISIBLE = 0.0015  # share of the scene; smaller remainders are not worth a prompt
+# Objects that get a prompt: at least this share of the scene, and at least half of themselves, can be seen.
+MIN_VISIBLE, MIN_SHOWN = 0.004, 0.5
 
 
 def is_held_out(path: Path) -> bool:
@@ -58,7 +59,7 @@ class SceneGenerator:
 
     def texture(self, rng: random.Random, size: int) -> Image.Image:
         """A (size, size) RGB patch: crop of a background, or smooth noise."""
-        if rng.random() < 0.3:
+        if rng.random() < 0.2:
             return noise(rng, size)
         photo = self._open(rng.choice(self.backgrounds), "RGB", 1600)
         side = int(min(photo.size) * rng.uniform(0.25, 1.0))
@@ -101,14 +102,15 @@ class SceneGenerator:
         return fill
 
     def scene(self, seed: int, size: int) -> Scene:
-        """The scene of `seed` at (size, size); masks below `MIN_VISIBLE` are dropped."""
+        """The scene of `seed` at (size, size); small and mostly hidden objects get no mask."""
         rng = random.Random(seed)
         image = self.texture(rng, size)
         masks: list[np.ndarray] = []
         kinds: list[str] = []
+        whole: list[int] = []
         for _ in range(rng.randint(3, 8)):
             draw = rng.random()
-            kind = "cutout" if draw < 0.6 else "thin" if draw < 0.8 else "blob"
+            kind = "cutout" if draw < 0.6 else "thin" if draw < 0.75 else "blob"
             piece = self.cutout(rng, size) if kind == "cutout" else self.shape(rng, size, kind == "thin")
             alpha = piece.getchannel("A")
             if rng.random() < 0.3:
@@ -118,12 +120,13 @@ class SceneGenerator:
             solid = np.asarray(alpha) > 127
             masks = [m & ~solid for m in masks] + [solid]
             kinds.append(kind)
+            whole.append(int(solid.sum()))
         if rng.random() < 0.3:
             image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.0)))
         pixels = np.asarray(image, dtype=np.float32)
         grain = np.random.default_rng(seed).normal(0, rng.uniform(0, 8), pixels.shape[:2])
         pixels = np.clip(pixels + grain[..., None], 0, 255).astype(np.uint8)
-        keep = [i for i, m in enumerate(masks) if m.mean() >= MIN_VISIBLE]
+        keep = [i for i, m in enumerate(masks) if m.mean() >= MIN_VISIBLE and m.sum() >= MIN_SHOWN * whole[i]]
         if not keep:
             return self.scene(seed + 1_000_003, size)
         return Scene(pixels, np.stack([masks[i] for i in keep]), [kinds[i] for i in keep])

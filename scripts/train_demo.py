@@ -53,8 +53,8 @@ class Round:
 
 ROUNDS = (
     Round(384, 800, 8, 0, 1e-3, 8e-4),
-    Round(384, 800, 6, 6, 8e-4, 4e-4),
-    Round(512, 700, 4, 6, 5e-4, 1e-5),
+    Round(384, 700, 6, 6, 8e-4, 4e-4),
+    Round(512, 1000, 4, 6, 5e-4, 1e-5),
 )
 
 
@@ -112,8 +112,8 @@ def dense_targets(masks: np.ndarray) -> torch.Tensor:
     ys, xs = np.mgrid[0:size, 0:size].astype(np.float32) / size
     for k, mask in enumerate(masks):
         label[mask] = k + 1
-        ways[0][mask] = (xs[mask].mean() - xs[mask])
-        ways[1][mask] = (ys[mask].mean() - ys[mask])
+        ways[0][mask] = xs[mask].mean() - xs[mask]
+        ways[1][mask] = ys[mask].mean() - ys[mask]
     edge = np.zeros((size, size), np.float32)
     edge[:-1] = label[1:] != label[:-1]
     edge[:, :-1] = np.maximum(edge[:, :-1], label[:, 1:] != label[:, :-1])
@@ -306,7 +306,10 @@ def train(root: str, out: Path, resume: Path | None) -> None:
                     slow.lerp_(fast, 1 - decay)
             running += loss.item()
             if (step + 1) % 50 == 0:
-                print(f"{time.time() - began:7.0f} s  {plan.size} px  step {step + 1}  loss {running / 50:.3f}", flush=True)
+                print(
+                    f"{time.time() - began:7.0f} s  {plan.size} px  step {step + 1}  loss {running / 50:.3f}",
+                    flush=True,
+                )
                 running = 0.0
             if (step + 1) % 300 == 0:
                 save(average, out)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -109,7 +108,9 @@ def disk_errors(where: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _NO_SPACE:
-            raise OutputError(f"No space left while writing to {where}. Free some, or pass another --output.") from error
+            raise OutputError(
+                f"No space left while writing to {where}. Free some, or pass another --output."
+            ) from error
         if error.errno in _NO_ACCESS:
             raise OutputError(f"Cannot write to {where} ({error.strerror}). Pass another --output.") from error
         raise
@@ -122,7 +123,7 @@ def atomic(path: Path) -> Iterator[Path]:
     try:
         with disk_errors(path.parent):
             yield partial
-            os.replace(partial, path)
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -135,7 +136,7 @@ def staged_files(folder: Path) -> Iterator[Path]:
         try:
             yield partial
             for path in sorted(partial.iterdir()):
-                os.replace(path, folder / path.name)
+                path.replace(folder / path.name)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -163,8 +164,8 @@ def staged_folder(target: Path, *, force: bool) -> Iterator[Path]:
             yield partial
             old = partial.with_name(f"{partial.name}.old")
             if target.exists():
-                os.replace(target, old)
-            os.replace(partial, target)
+                target.replace(old)
+            partial.replace(target)
             shutil.rmtree(old, ignore_errors=True)
         finally:
             shutil.rmtree(partial, ignore_errors=True)

@@ -18,6 +18,7 @@ from typing import Any
 from structsam_export.artifact import atomic, sha256_of
 from structsam_export.console import progress
 from structsam_export.errors import MissingRuntimeError, UsageError
+from structsam_export.models.download import cache_dir
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 EXTRAS = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
@@ -54,7 +55,7 @@ def has_gpu() -> bool:
     """Whether a CUDA device can be used."""
     import torch
 
-    return torch.cuda.is_available()
+    return bool(torch.cuda.is_available())
 
 
 def choose_backend(requested: str) -> str | None:
@@ -207,7 +208,7 @@ def timing_cache(sm: str) -> Path:
 
     TensorRT-RTX has none: it picks kernels on the device, at first use.
     """
-    root = Path(os.environ.get("STRUCTSAM_CACHE", Path.home() / ".cache" / "structsam-export"))
+    root = cache_dir()
     root.mkdir(parents=True, exist_ok=True)
     return root / f"timing-{sm}.cache"
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,7 @@ import click
 
 from structsam_export import __version__
 from structsam_export.errors import INTERRUPTED, ParityError, StructSAMError
-
-MODELS = ("demo", "vit_b", "vit_l", "vit_h", "medsam")
+from structsam_export.models import MODELS
 
 
 class DefaultToExport(click.Group):
@@ -58,7 +58,9 @@ build_options = options(
         "--target", default="auto", show_default=True, help="sm86,sm89,... or current. auto: this GPU, else sm86,sm89."
     ),
 )
-image_option = click.option("--image", "images", multiple=True, metavar="PATH", help="Photo to validate on; repeatable.")
+image_option = click.option(
+    "--image", "images", multiple=True, metavar="PATH", help="Photo to validate on; repeatable."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON (and nothing else) on stdout.")
 folder_argument = click.argument("folder", type=click.Path(path_type=Path))
 
@@ -194,6 +196,7 @@ def methods(as_json: bool) -> None:
         ("method", "variants", "max rate", "protects", "source"),
         [(r["name"], ", ".join(r["variants"]), f"{r['max_rate']:g}", r["protects"], r["source"]) for r in rows],
     )
+    return None
 
 
 @cli.command()
@@ -210,6 +213,7 @@ def doctor(as_json: bool) -> None:
     print_table(("package", "version"), list(facts["versions"].items()))
     rows = [(name, row["can"], row["to_do"] or "") for name, row in facts["backends"].items()]
     print_table(("backend", "can", "to do"), rows)
+    return None
 
 
 def show_report(report: dict[str, Any], folder: Path, as_json: bool) -> None:
@@ -248,7 +252,7 @@ def print_json(data: Any) -> None:
     click.echo(json.dumps(data, indent=2))
 
 
-def print_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A plain table on stdout, as wide as its content."""
     from rich import box
     from rich.console import Console
@@ -262,13 +266,11 @@ def print_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
 
 def main() -> None:
     """Entry point: the one place where errors become messages and exit codes."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a killed run cleans up as an interrupted one does
     try:
         status = cli.main(standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)
-    except click.exceptions.Abort:
-        click.echo("Interrupted; nothing was left behind.", err=True)
-        sys.exit(INTERRUPTED)
-    except KeyboardInterrupt:
+    except (click.exceptions.Abort, KeyboardInterrupt):
         click.echo("Interrupted; nothing was left behind.", err=True)
         sys.exit(INTERRUPTED)
     except click.ClickException as error:

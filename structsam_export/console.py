@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -24,13 +24,16 @@ def console() -> Console:
 
 
 @contextmanager
-def stage(title: str) -> Iterator[None]:
-    """Show a spinner while the body runs, then one line with the time it took."""
+def stage(title: str) -> Iterator[Callable[[str], None]]:
+    """Show a spinner while the body runs, then one line with the time it took.
+
+    Yields a function that shows how far the body is, e.g. "2/7".
+    """
     import time
 
     began = time.perf_counter()
-    with console().status(f"{title} ..."):
-        yield
+    with console().status(f"{title} ...") as status:
+        yield lambda progress: status.update(f"{title} {progress} ...")
     console().print(f"[green]\u2713[/green] {title} [dim]{time.perf_counter() - began:.1f} s[/dim]")
 
 

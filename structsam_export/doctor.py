@@ -23,7 +23,9 @@ def diagnose() -> dict[str, Any]:
             can = "build for " + ", ".join(sorted(known_targets())) + (" and run" if gpu else "; running needs a GPU")
             do = None
         else:
-            can, do = ("build and run for this GPU", None) if gpu else ("nothing: no CUDA device", "run on a GPU machine")
+            can, do = (
+                ("build and run for this GPU", None) if gpu else ("nothing: no CUDA device", "run on a GPU machine")
+            )
         backends[name] = {"installed": here, "can": can, "to_do": do}
     return {
         "python": platform.python_version(),

@@ -11,22 +11,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from structsam_export.methods.tokens import Layout
-
 if TYPE_CHECKING:
     from structsam_export.methods import Method
     from structsam_export.models.geometry import EncoderGeometry
 
 
-def layout_of(geometry: EncoderGeometry, layer: int) -> Layout:
-    """The token layout of one block."""
-    return Layout(geometry.grid, geometry.windows[layer])
-
-
 def paper_macs(geometry: EncoderGeometry, method: Method | None = None, layers: Iterable[int] = ()) -> int:
     """MACs of one image through the encoder, merged in `layers` (none: the dense model)."""
     g = geometry
-    T, D = g.grid[0] * g.grid[1], g.dim
+    T, D = g.tokens_global, g.dim
     stem = T * D * 3 * g.patch_size**2
     neck = T * D * g.out_channels + 9 * T * g.out_channels**2
     merged = set(layers) if method is not None else set()
@@ -36,9 +29,9 @@ def paper_macs(geometry: EncoderGeometry, method: Method | None = None, layers: 
 
 def block_macs(geometry: EncoderGeometry, layer: int, method: Method | None) -> int:
     """MACs of one block for one image."""
-    g, layout = geometry, layout_of(geometry, layer)
-    T, D, d = g.grid[0] * g.grid[1], g.dim, g.dim // g.heads
-    calls, N = layout.windows[0] * layout.windows[1], layout.tokens
+    g, layout = geometry, geometry.layout(layer)
+    T, D, d = g.tokens_global, g.dim, g.head_dim
+    calls, N = layout.calls, layout.tokens
     removed = method.removed(layout) if method is not None else 0
     n = N - removed
     linear = calls * (3 * n * D * D + N * D * D) + 2 * T * D * g.mlp_dim

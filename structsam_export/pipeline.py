@@ -155,7 +155,9 @@ def build_stage(folder: Path, manifest: Manifest, backend: str | None, targets: 
     from structsam_export.build import build_engine, decoder_profile
 
     if backend is None:
-        console().print("[yellow]No engine built[/yellow]: no backend. Run structsam-export doctor for what to install.")
+        console().print(
+            "[yellow]No engine built[/yellow]: no backend. Run structsam-export doctor for what to install."
+        )
         return
     geometry = manifest.model["geometry"]
     profile = decoder_profile(geometry["image_size"], geometry["patch_size"])

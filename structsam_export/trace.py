@@ -42,7 +42,7 @@ def encoder_with_plans(encoder: nn.Module) -> nn.Module:
     """Wrap a (patched) encoder so that it returns the embedding, then pos and slot of each merging layer."""
     import torch
 
-    class EncoderWithPlans(torch.nn.Module):
+    class EncoderWithPlans(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.encoder = encoder
@@ -62,7 +62,7 @@ def decoder_for_export(sam: Any) -> nn.Module:
     """
     import torch
 
-    class Decoder(torch.nn.Module):
+    class Decoder(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.prompt, self.mask = sam.prompt_encoder, sam.mask_decoder

@@ -74,8 +74,7 @@ class StructSAM:
         """MACs of energy (two 3x3 kernels a channel) and matching in one block, batch 1."""
         energy = 2 * 9 * layout.grid[0] * layout.grid[1] * head_dim
         merged = merged_cells(layout.side, self.rate)
-        calls = layout.windows[0] * layout.windows[1]
-        return energy + (calls * 3 * merged * merged * head_dim if self.variant == "bsm" else 0)
+        return energy + (layout.calls * 3 * merged * merged * head_dim if self.variant == "bsm" else 0)
 
 
 def unit_features(tokens: Tokens) -> Tensor:
@@ -90,5 +89,3 @@ def unit_features(tokens: Tokens) -> Tensor:
     pads = torch.tensor(layout.pads(), device=x.device)
     channel = (pads.to(unit.dtype) * PAD_CHANNEL).unsqueeze(-1)
     return torch.cat([unit, channel.repeat(unit.shape[0] // pads.shape[0], 1, 1)], -1)
-
-

@@ -31,6 +31,11 @@ class Layout:
         return ceil(self.grid[0] / self.side[0]), ceil(self.grid[1] / self.side[1])
 
     @property
+    def calls(self) -> int:
+        """Attention calls of one image (1 if global); windows that are partly pads count."""
+        return self.windows[0] * self.windows[1]
+
+    @property
     def tokens(self) -> int:
         """N, tokens in one attention call, pads included."""
         return self.side[0] * self.side[1]

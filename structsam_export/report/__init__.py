@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from structsam_export.artifact import Manifest
-from structsam_export.macs import graph_macs, layout_of, paper_macs
+from structsam_export.macs import graph_macs, paper_macs
 
 if TYPE_CHECKING:
     from structsam_export.methods import Method
@@ -62,7 +62,7 @@ def token_counts(geometry: EncoderGeometry, method: Method, layers: Sequence[int
         if not of_kind:
             counts[kind] = None
             continue
-        layout = layout_of(geometry, of_kind[0])
+        layout = geometry.layout(of_kind[0])
         removed = method.removed(layout) if set(of_kind) & set(layers) else 0
         total = layout.tokens
         counts[kind] = {"N": total, "n": total - removed, "effective_rate": round(removed / total, 6)}

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from structsam_export.methods.tokens import Layout
 from structsam_export.report import pictures
 from structsam_export.validate.metrics import destinations, mask_ious
 
@@ -94,7 +93,7 @@ def groups_on_grid(outputs: dict[str, np.ndarray], layer: int, geometry: Encoder
     """Group id of every token on the grid (H, W), pads dropped; ids differ between windows."""
     import torch
 
-    layout = Layout(geometry.grid, geometry.windows[layer])
+    layout = geometry.layout(layer)
     target = destinations(outputs, layer)
     target = target + np.arange(len(target))[:, None] * layout.tokens
-    return layout.unpartition(torch.from_numpy(target)[..., None])[0, ..., 0].numpy()
+    return np.asarray(layout.unpartition(torch.from_numpy(target)[..., None])[0, ..., 0])

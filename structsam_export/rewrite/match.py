@@ -50,7 +50,9 @@ def fresh(graph: gs.Graph, name: str) -> str:
     return candidate
 
 
-def add(graph: gs.Graph, op: str, inputs: list[Any], like: Any, shape: list[int], dtype: Any = None, **attrs: Any) -> Any:
+def add(
+    graph: gs.Graph, op: str, inputs: list[Any], like: Any, shape: list[int], dtype: Any = None, **attrs: Any
+) -> Any:
     """Append a node and return its output, named after `like`."""
     import onnx_graphsurgeon as gs
 

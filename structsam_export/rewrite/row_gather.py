@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def apply(graph: gs.Graph, skipped: list[str]) -> int:
-    """Rewrite GatherElements(x (B, N, D), Expand(Unsqueeze(index (B, k)))) as Gather(x.reshape(B*N, D), index + offset)."""
+    """Rewrite GatherElements(x (B, N, D), spread index (B, k)) as Gather(x.reshape(B*N, D), index + offset)."""
     fired = 0
     for node in list(graph.nodes):
         if node.op != "GatherElements":

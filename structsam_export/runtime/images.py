@@ -59,7 +59,7 @@ def prepare(image: np.ndarray, size: int, preprocessing: str = "sam") -> Prepare
     else:
         nh, nw = (int(side * size / max(h, w) + 0.5) for side in (h, w))
         method = Image.Resampling.BILINEAR
-    pixels = np.asarray(Image.fromarray(image).resize((nw, nh), method), np.float32)
+    pixels: np.ndarray = np.asarray(Image.fromarray(image).resize((nw, nh), method), np.float32)
     if preprocessing == "medsam":
         low, high = pixels.min(), pixels.max()
         pixels = (pixels - low) / max(high - low, 1e-8)
@@ -79,4 +79,4 @@ def masks_from_logits(logits: Any, photo: Prepared, size: int) -> np.ndarray:
     x = F.interpolate(x, (size, size), mode="bilinear", align_corners=False)
     x = x[..., : photo.resized[0], : photo.resized[1]]
     x = F.interpolate(x, photo.original, mode="bilinear", align_corners=False)
-    return (x[:, 0] > 0).numpy()
+    return np.asarray(x[:, 0] > 0)

@@ -37,7 +37,7 @@ def torch_decoder(sam: Any) -> Decoder:
     def decode(embedding: np.ndarray, coords: np.ndarray, labels: np.ndarray) -> np.ndarray:
         with torch.no_grad():
             rows = zip(torch.as_tensor(coords), torch.as_tensor(labels))
-            return torch.stack([one(torch.as_tensor(embedding), c, p) for c, p in rows]).numpy()
+            return np.asarray(torch.stack([one(torch.as_tensor(embedding), c, p) for c, p in rows]))
 
     return decode
 

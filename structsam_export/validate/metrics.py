@@ -48,6 +48,8 @@ def destinations(outputs: Any, layer: int) -> np.ndarray:
 def decision_agreement(first: Sequence[Any], second: Sequence[Any], layers: Sequence[int]) -> dict[int, float]:
     """Share of tokens that go to the same destination in both stages, by layer, over all photos."""
     return {
-        layer: float(np.mean([(destinations(a, layer) == destinations(b, layer)).mean() for a, b in zip(first, second)]))
+        layer: float(
+            np.mean([(destinations(a, layer) == destinations(b, layer)).mean() for a, b in zip(first, second)])
+        )
         for layer in layers
     }

@@ -70,12 +70,12 @@ def eager_reference(loaded: LoadedModel, method: Method, layers: Sequence[int], 
     prepared = [prepare(photo.image, size, loaded.spec.preprocessing) for photo in photos]
     decode = stage_masks.torch_decoder(sam)
     encoder, stages = sam.image_encoder, {}
-    with stage(f"eager PyTorch, unpatched and patched, {len(photos)} photos"):
-        dense = run(eager_runner(encoder, ["image_embeddings"], "dense"), feeds_of(prepared, 1))
+    with stage(f"eager PyTorch, unpatched and patched, {len(photos)} photos") as say:
+        dense = run(eager_runner(encoder, ["image_embeddings"], "dense"), feeds_of(prepared, 1), say)
         with patched(encoder, method, layers):
             merging = tuple(i for i, block in enumerate(encoder.blocks) if hasattr(block, "_structsam"))
             names = ["image_embeddings", *plan_output_names(merging)]
-            eager = run(eager_runner(encoder_with_plans(encoder), names, "eager"), feeds_of(prepared, 1))
+            eager = run(eager_runner(encoder_with_plans(encoder), names, "eager"), feeds_of(prepared, 1), say)
     for name, (outputs, seconds) in (("dense", dense), ("eager", eager)):
         embeddings = [o["image_embeddings"] for o in outputs]
         drawn = stage_masks.stage_masks(decode, embeddings, photos, prepared, size)
@@ -95,9 +95,9 @@ def check_onnx(found: Validation, folder: Path, manifest: Manifest, size: int) -
     files = {"onnx_raw": ("encoder.raw.onnx", "decoder.raw.onnx"), "onnx": ("encoder.onnx", "decoder.onnx")}
     for name, (encoder, decoder) in files.items():
         paths = [manifest.verified(folder, file) for file in (encoder, decoder)]
-        with stage(f"ONNX Runtime, {encoder}"):
+        with stage(f"ONNX Runtime, {encoder}") as say:
             with with_plan_outputs(paths[0], plan_output_names(found.layers)) as readable:
-                outputs, seconds = run(ort_runner(readable, name), feeds_of(found.prepared, manifest.config.batch))
+                outputs, seconds = run(ort_runner(readable, name), feeds_of(found.prepared, manifest.config.batch), say)
             with ort_runner(paths[1], f"{name} decoder") as active:
                 add_stage(found, name, outputs, seconds, active, size)
     compare(found, "onnx_raw", "eager")
@@ -115,10 +115,9 @@ def check_engines(found: Validation, folder: Path, manifest: Manifest, size: int
         return
     paths = {part: manifest.verified(folder, e["file"]) for part, e in here.items()}
     backend = here["encoder"]["backend"]
-    with stage(f"{backend} engines on this GPU"):
-        outputs, seconds = run(
-            engine_runner(paths["encoder"], backend, "engine"), feeds_of(found.prepared, manifest.config.batch)
-        )
+    with stage(f"{backend} engines on this GPU") as say:
+        feeds = feeds_of(found.prepared, manifest.config.batch)
+        outputs, seconds = run(engine_runner(paths["encoder"], backend, "engine"), feeds, say)
         with engine_runner(paths["decoder"], backend, "engine decoder") as active:
             add_stage(found, "engine", outputs, seconds, active, size)
     compare(found, "engine", "onnx")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,11 +54,14 @@ def engine_runner(path: Path, backend: str, label: str) -> Any:
     return TrtRunner(EngineFromBytes(lambda: bytes_from_path(str(path))), name=label)
 
 
-def run(runner: Any, feeds: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[float]]:
-    """Run a runner over all feeds; returns the outputs and the seconds each took."""
+def run(
+    runner: Any, feeds: Sequence[dict[str, Any]], say: Callable[[str], None]
+) -> tuple[list[dict[str, Any]], list[float]]:
+    """Run a runner over all feeds, telling `say` how far it is; returns the outputs and the seconds each took."""
     outputs, seconds = [], []
     with runner:
-        for feed in feeds:
+        for i, feed in enumerate(feeds):
+            say(f"{runner.name} {i + 1}/{len(feeds)}")
             outputs.append({k: _copy(v) for k, v in runner.infer(feed).items()})
             seconds.append(float(runner.last_inference_time()))
     return outputs, seconds

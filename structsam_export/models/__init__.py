@@ -1,0 +1,159 @@
+"""The models: where their weights come from, and loading them safely.
+
+`MODELS` is the registry; `load_model` returns a float32 `segment_anything` `Sam` that is ready to run.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from structsam_export.errors import CheckpointError, UsageError
+
+if TYPE_CHECKING:
+    from segment_anything.modeling import Sam
+
+    from structsam_export.models.geometry import EncoderGeometry
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One model.
+
+    Args:
+        name: what `--model` takes.
+        title: what reports print.
+        architecture: "demo", or a key of `segment_anything.sam_model_registry`.
+        preprocessing: "sam" (resize the long side, normalise, pad) or "medsam" (resize to a square, scale to 0..1).
+        url: official weights, or None.
+        sha256: hex digest of the official file, or None.
+        bytes: size of the official file, or None.
+    """
+
+    name: str
+    title: str
+    architecture: str
+    preprocessing: str
+    url: str | None = None
+    sha256: str | None = None
+    bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with its weights: `sam` is float32, in eval mode and needs no gradients.
+
+    `sha256` is the hex digest of the file `checkpoint`.
+    """
+
+    spec: ModelSpec
+    sam: Sam
+    checkpoint: Path
+    sha256: str
+    geometry: EncoderGeometry
+
+
+_OFFICIAL = "https://dl.fbaipublicfiles.com/segment_anything/"
+
+_SPECS = (
+    ModelSpec("demo", "bundled demo model", "demo", "sam"),
+    ModelSpec(
+        "vit_b",
+        "SAM ViT-B",
+        "vit_b",
+        "sam",
+        _OFFICIAL + "sam_vit_b_01ec64.pth",
+        "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
+        375_042_383,
+    ),
+    ModelSpec(
+        "vit_l",
+        "SAM ViT-L",
+        "vit_l",
+        "sam",
+        _OFFICIAL + "sam_vit_l_0b3195.pth",
+        "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
+        1_249_524_607,
+    ),
+    ModelSpec(
+        "vit_h",
+        "SAM ViT-H",
+        "vit_h",
+        "sam",
+        _OFFICIAL + "sam_vit_h_4b8939.pth",
+        "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
+        2_564_550_879,
+    ),
+    ModelSpec("medsam", "MedSAM ViT-B", "vit_b", "medsam"),
+)
+
+MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _SPECS}
+
+
+def model_spec(name: str) -> ModelSpec:
+    """The registry entry behind a name.
+
+    Raises:
+        UsageError: unknown name; the message lists the known ones.
+    """
+    if name not in MODELS:
+        close = difflib.get_close_matches(name, MODELS, 1)
+        hint = f" Did you mean '{close[0]}'?" if close else ""
+        raise UsageError(f"Unknown model '{name}'.{hint} Known models: {', '.join(MODELS)}.")
+    return MODELS[name]
+
+
+def load_model(name: str, checkpoint: Path | None = None) -> LoadedModel:
+    """Build model `name` and load its weights, from `checkpoint` or else the bundled or official file.
+
+    Raises:
+        UsageError: unknown name.
+        CheckpointError: weights are missing, corrupt or of another model, or cannot be downloaded.
+        OutputError: the download cannot be stored.
+    """
+    from structsam_export.models.checkpoint import load_into, read_state_dict
+    from structsam_export.models.download import fetch, sha256_of
+    from structsam_export.models.geometry import from_encoder
+
+    spec = model_spec(name)
+    digest = None
+    if checkpoint is not None:
+        path = Path(checkpoint)
+    elif name == "demo":
+        path = _bundled()
+    else:
+        path, digest = fetch(spec), spec.sha256  # fetch has verified it; hashing ViT-H again takes seconds
+    state = read_state_dict(path)
+    sam = _build(spec.architecture)
+    load_into(sam, state, path, name)
+    sam.eval().requires_grad_(False)
+    return LoadedModel(spec, sam, path, digest or sha256_of(path), from_encoder(sam.image_encoder))
+
+
+def _bundled() -> Path:
+    from importlib.resources import files
+
+    path = Path(str(files("structsam_export"))) / "assets" / "demo.safetensors"
+    if not path.is_file():
+        raise CheckpointError(
+            f"The bundled demo weights are missing from this installation ({path}). "
+            "Reinstall structsam-export, or pass --checkpoint PATH."
+        )
+    return path
+
+
+def _build(architecture: str) -> Any:
+    """A `Sam` without storage: every tensor of its state dict is on the meta device until weights are loaded."""
+    import torch
+
+    # Random initialisation of ViT-H takes seconds and 2.5 GB only to be overwritten.
+    with torch.device("meta"):
+        if architecture == "demo":
+            from structsam_export.models.demo import build_demo
+
+            return build_demo()
+        from segment_anything import sam_model_registry
+
+        return sam_model_registry[architecture](checkpoint=None)

@@ -1,0 +1,202 @@
+"""The command line: lean, documented, and clear about what went wrong (message, exit code, nothing left behind)."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from structsam_export import cli as command_line
+
+HEAVY = ("torch", "numpy", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "polygraphy", "segment_anything", "PIL")
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run the command in this process; returns (exit code, stdout, stderr)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["structsam-export", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            command_line.main()
+        captured = capsys.readouterr()
+        return stopped.value.code, captured.out, captured.err
+
+    return run
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["export", "--help"], ["methods", "--json"]])
+def test_help_and_methods_load_nothing_heavy(arguments):
+    code = (
+        "import sys; from structsam_export import cli; sys.argv = ['x', *sys.argv[1:]]\n"
+        "try: cli.main()\n"
+        f"except SystemExit: pass\nprint(sorted(set({HEAVY!r}) & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert done.stderr.strip() == "[]", done.stderr
+
+
+def test_every_command_is_in_the_readme():
+    readme = (ROOT / "README.md").read_text()
+    for name, command in command_line.cli.commands.items():
+        assert f"structsam-export {name}" in readme, f"README does not mention 'structsam-export {name}'"
+        assert command.help and "Example:" in command.help
+
+
+def test_readme_commands_parse():
+    """Every structsam-export line of the README is accepted by the parser (not run)."""
+    import shlex
+
+    lines = [line.strip() for line in (ROOT / "README.md").read_text().splitlines()]
+    commands = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("structsam-export")]
+    assert len(commands) >= 8
+    for arguments in commands:
+        context = command_line.cli.make_context("structsam-export", list(arguments))
+        name, command, rest = command_line.cli.resolve_command(context, [*context.protected_args, *context.args])
+        command.make_context(name, rest, parent=context)
+
+
+def test_methods_json_lists_the_registry(command):
+    from structsam_export.methods import METHODS
+
+    code, out, _ = command("methods", "--json")
+    assert code == 0
+    assert [row["name"] for row in json.loads(out)] == list(METHODS)
+
+
+def test_doctor_names_every_backend(command):
+    code, out, _ = command("doctor", "--json")
+    facts = json.loads(out)
+    assert code == 0
+    assert set(facts["backends"]) == {"tensorrt", "tensorrt-rtx"}
+    for row in facts["backends"].values():
+        assert row["installed"] or "pip install" in row["to_do"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--method", "structsan"], 2, "Did you mean 'structsam'"),
+        (["--rate", "0.9"], 2, "0.75"),
+        (["--rate", "-0.1"], 2, "out of range"),
+        (["--variant", "diagonal"], 2, "cell, bsm"),
+        (["--layers", "0,99"], 2, "blocks 0 to 7"),
+        (["--layers", "first"], 2, "all, last5, global"),
+        (["--model", "vit_x"], 2, "vit_b"),
+        (["--precision", "int8"], 2, "fp32"),
+        (["--backend", "cuda"], 2, "tensorrt-rtx"),
+        (["--batch", "0"], 2, "--batch"),
+        (["--opset", "11"], 2, "18 to 23"),
+        (["--rate", "half"], 2, "not a valid float"),
+        (["--frobnicate"], 2, "No such option"),
+        (["--checkpoint", "missing.pth"], 5, "missing.pth"),
+        (["--image", "missing.jpg"], 5, "missing.jpg"),
+        (["build", "nowhere"], 5, "manifest.json is missing"),
+        (["validate", "nowhere"], 5, "manifest.json is missing"),
+    ],
+)
+def test_bad_requests(command, tmp_path, monkeypatch, arguments, code, message):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = command(*arguments)
+    assert (status, out) == (code, "")
+    assert message in err
+    assert "Traceback" not in err
+    assert list(tmp_path.rglob("*")) in ([], [tmp_path / "engines"])
+
+
+def test_backend_that_is_not_installed(command, tmp_path, monkeypatch):
+    monkeypatch.setattr("structsam_export.build.installed", lambda backend: False)
+    status, _, err = command("--backend", "tensorrt", "--output", tmp_path / "out")
+    assert status == 4
+    assert "pip install" in err
+
+
+def test_unreadable_photo(command, tmp_path):
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(b"not a photo")
+    status, _, err = command("--image", photo, "--output", tmp_path / "out")
+    assert status == 5
+    assert "photo.jpg" in err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"PK\x03\x04 cut off"])
+def test_corrupt_checkpoint(command, tmp_path, content):
+    checkpoint = tmp_path / "weights.pth"
+    checkpoint.write_bytes(content)
+    status, _, err = command("--model", "demo", "--checkpoint", checkpoint, "--output", tmp_path / "out")
+    assert status == 5
+    assert "weights.pth" in err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["weights.pth"]
+
+
+def test_output_that_is_not_ours_is_never_replaced(command, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").write_text("years of work")
+    for extra, hint in (([], "--force"), (["--force"], "not an output folder")):
+        status, _, err = command("--output", tmp_path / "thesis", *extra)
+        assert status == 2
+        assert hint in err
+    assert (tmp_path / "thesis" / "chapter1.tex").read_text() == "years of work"
+
+
+def test_output_below_a_file_cannot_be_written(command, tmp_path):
+    (tmp_path / "file").write_text("")
+    status, _, err = command("--output", tmp_path / "file" / "out")
+    assert status == 4
+    assert "--output" in err
+
+
+def test_too_little_space_is_noticed_before_the_work(command, tmp_path, monkeypatch):
+    usage = type("Usage", (), {"free": 1_000_000})()
+    monkeypatch.setattr("structsam_export.artifact.shutil.disk_usage", lambda place: usage)
+    status, _, err = command("--output", tmp_path / "out", "--backend", "none")
+    assert status == 4
+    assert "GB free" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def limited_export(out: Path, limit: int) -> subprocess.CompletedProcess[str]:
+    """Run an export in a process that may not write files beyond `limit` bytes, as on a full disk."""
+    code = (
+        "import resource, signal, sys\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "from structsam_export.cli import main\n"
+        f"sys.argv = ['x', 'trace', '--output', {str(out)!r}]\nmain()"
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def test_disk_full_leaves_nothing(tmp_path):
+    done = limited_export(tmp_path / "out", 1_000_000)
+    assert done.returncode == 4, done.stderr
+    assert "No space left" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_interrupted_run_leaves_nothing(tmp_path):
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "structsam_export", "--output", str(tmp_path / "out"), "--backend", "none"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    deadline = time.time() + 120
+    while not list(tmp_path.glob(".out.partial-*")) and time.time() < deadline:
+        time.sleep(0.1)
+    assert list(tmp_path.glob(".out.partial-*")), "the run never started writing"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "Interrupted" in err
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,38 @@
+"""The bundled weights segment: masks on the bundled photos against their true masks."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from structsam_export.methods import make_method
+from structsam_export.models import load_model
+from structsam_export.validate.metrics import iou
+from structsam_export.validate.parity import eager_reference
+from structsam_export.validate.photos import bundled_photos
+
+
+def test_demo_model_finds_the_true_masks():
+    loaded = load_model("demo")
+    photos = bundled_photos()
+    found = eager_reference(loaded, make_method("structsam", 0.5), range(loaded.geometry.depth), photos)
+    scores, filled = [], []
+    for i, photo in enumerate(photos):
+        for k, prompt in enumerate(photo.prompts):
+            if prompt.truth is None or prompt.box is None:
+                continue
+            box = np.zeros_like(prompt.truth)
+            x0, y0, x1, y1 = (round(v) for v in prompt.box)
+            box[y0:y1, x0:x1] = True
+            scores.append(iou(found.stages["dense"].masks[i][k], prompt.truth))
+            filled.append(iou(box, prompt.truth))
+    assert np.mean(scores) > np.mean(filled)
+    assert np.mean(scores) > 0.8
+
+
+def test_weights_are_small_and_halves():
+    from safetensors import safe_open
+
+    path = load_model("demo").checkpoint
+    assert path.stat().st_size <= 20_000_000
+    with safe_open(path, "pt") as file:
+        assert {str(file.get_tensor(k).dtype) for k in file.keys()} == {"torch.float16"}  # noqa: SIM118

@@ -1,0 +1,289 @@
+"""The main job on the bundled model: files, report, parity, engines, and single stages on the same folder."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from structsam_export.artifact import Manifest, sha256_of
+from structsam_export.build import installed
+from structsam_export.cli import main
+from structsam_export.config import ExportConfig
+from structsam_export.errors import ArtifactError
+from structsam_export.methods import METHODS, method_class
+
+BACKEND = "tensorrt-rtx" if installed("tensorrt-rtx") else "none"
+CASES = [(name, variant) for name in METHODS for variant in method_class(name).VARIANTS]
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory):
+    """One full run of the bare command (structsam .5), kept for all tests of this file."""
+    return run_export(tmp_path_factory.mktemp("export") / "out", "structsam", "cell")
+
+
+def run_export(folder: Path, method: str, variant: str) -> Path:
+    from structsam_export.pipeline import export
+
+    config = ExportConfig(method=method, variant=variant, rate=0.5, backend=BACKEND, target="sm86")
+    report, made = export(config, folder)
+    assert made == folder
+    assert report["passed"], report["parity"]
+    return folder
+
+
+@pytest.fixture
+def copy(exported, tmp_path):
+    """A copy to be changed."""
+    return Path(shutil.copytree(exported, tmp_path / "copy"))
+
+
+def report_of(folder: Path) -> dict:
+    return json.loads((folder / "report.json").read_text())
+
+
+def test_report_has_the_stable_keys_and_passes(exported):
+    report = report_of(exported)
+    stable = [
+        "schema",
+        "model",
+        "method",
+        "rate",
+        "layers",
+        "tokens",
+        "macs",
+        "rewrite",
+        "parity",
+        "quality",
+        "latency",
+        "engine",
+        "passed",
+    ]
+    assert set(stable) <= set(report)
+    assert report["passed"] is True
+    assert report["layers"] == list(range(8))
+    assert report["tokens"] == {
+        "global": {"N": 1024, "n": 514, "effective_rate": 0.498047},
+        "window": {"N": 144, "n": 72, "effective_rate": 0.5},
+    }
+    for stage in ("onnx_raw", "onnx"):
+        row = report["parity"][stage]
+        assert row["mask_iou_mean"] >= 0.9999
+        assert row["decision_agreement"] == 1.0
+        assert row["max_rel"] <= 1e-4
+    assert report["macs"]["graph"] < report["macs"]["paper"] < report["macs"]["dense"]
+    assert report["quality"]["miou_vs_dense"] > 0.5
+    for name in ("dense", "eager", "onnx_raw", "onnx"):
+        row = report["latency"][name]
+        assert 0 < row["p50"] <= row["p90"] <= row["p99"]
+
+
+@pytest.mark.skipif(BACKEND == "none", reason="TensorRT-RTX is not installed")
+def test_engines_are_built_and_recorded(exported):
+    report, manifest = report_of(exported), Manifest.read(exported)
+    assert {e["part"] for e in report["engines"]} == {"encoder", "decoder"}
+    for engine in report["engines"]:
+        path = exported / engine["file"]
+        assert re.fullmatch(rf"{engine['part']}\.tensorrt-rtx-\d+\.\d+\.\d+-sm86\.engine", path.name)
+        assert path.stat().st_size == engine["bytes"] > 1_000_000
+        assert sha256_of(path) == engine["sha256"] == manifest.files[path.name]["sha256"]
+    assert report["engine"]["backend"] == "tensorrt-rtx"
+
+
+def test_manifest_covers_every_file(exported):
+    manifest = Manifest.read(exported)
+    assert {p.name for p in exported.iterdir()} == {*manifest.files, "manifest.json"}
+    for name, record in manifest.files.items():
+        assert sha256_of(exported / name) == record["sha256"]
+
+
+def test_html_report_stands_alone(exported):
+    page = (exported / "report.html").read_text()
+    assert "Passed" in page
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    for title in ("Parity", "Quality", "latency", "Merged tokens", "Engines"):
+        assert title in page
+    assert page.count("data:image/jpeg") >= 20
+
+
+def test_encoder_contract(exported):
+    model = onnx.load(str(exported / "encoder.onnx"))
+    assert [i.name for i in model.graph.input] == ["image"]
+    assert [o.name for o in model.graph.output] == ["image_embeddings"]
+    shape = [d.dim_value for d in model.graph.output[0].type.tensor_type.shape.dim]
+    assert shape == [1, 256, 32, 32]
+
+
+def test_decoder_takes_any_number_of_prompts(exported):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(exported / "decoder.onnx"), providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(0)
+    embedding = rng.normal(size=(1, 256, 32, 32)).astype(np.float32)
+
+    def masks(coords, labels):
+        P = len(coords)
+        feed = {
+            "image_embeddings": embedding,
+            "point_coords": coords,
+            "point_labels": labels,
+            "mask_input": np.zeros((P, 1, 128, 128), np.float32),
+            "has_mask_input": np.zeros(1, np.float32),
+        }
+        return session.run(["low_res_masks", "iou_predictions"], feed)
+
+    for P, K in ((1, 1), (1, 5), (7, 2)):
+        coords = rng.uniform(0, 512, (P, K, 2)).astype(np.float32)
+        labels = np.ones((P, K), np.int64)
+        together, scores = masks(coords, labels)
+        assert together.shape == (P, 4, 128, 128)
+        assert scores.shape == (P, 4)
+        alone, _ = masks(coords[-1:], labels[-1:])
+        np.testing.assert_allclose(together[-1:], alone, atol=1e-4)
+
+
+def test_decoder_uses_a_mask_prompt_like_sam(exported):
+    """has_mask_input = 1 feeds the previous mask, against SAM's own prompt encoder and decoder."""
+    import onnxruntime
+    import torch
+
+    from structsam_export.models import load_model
+
+    sam = load_model("demo").sam
+    rng = np.random.default_rng(1)
+    embedding = rng.normal(size=(1, 256, 32, 32)).astype(np.float32)
+    mask = rng.normal(size=(1, 1, 128, 128)).astype(np.float32)
+    point = np.array([[[100.0, 200.0]]], np.float32)
+    with torch.no_grad():
+        sparse, dense = sam.prompt_encoder(
+            points=(torch.tensor(point), torch.ones(1, 1, dtype=torch.int64)), boxes=None, masks=torch.tensor(mask)
+        )
+        want, _ = sam.mask_decoder(torch.tensor(embedding), sam.prompt_encoder.get_dense_pe(), sparse, dense, True)
+    session = onnxruntime.InferenceSession(str(exported / "decoder.onnx"), providers=["CPUExecutionProvider"])
+    feed = {
+        "image_embeddings": embedding,
+        "point_coords": np.concatenate([point, np.zeros((1, 1, 2), np.float32)], 1),
+        "point_labels": np.array([[1, -1]], np.int64),
+        "mask_input": mask,
+        "has_mask_input": np.ones(1, np.float32),
+    }
+    got = session.run(["low_res_masks"], feed)[0]
+    np.testing.assert_allclose(got[:, 1:], want.numpy(), atol=1e-3)
+
+
+@pytest.mark.parametrize(("name", "variant"), CASES)
+def test_every_method_exports_static_and_exact(name, variant, exported, tmp_path):
+    """Forbidden operators, static shapes and parity, over the registry."""
+    folder = exported if (name, variant) == ("structsam", "cell") else run_export(tmp_path / "out", name, variant)
+    graph = onnx.load(str(folder / "encoder.onnx")).graph
+    constants = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+    for node in graph.node:
+        assert node.op_type != "NonZero"
+        if node.op_type.startswith("Scatter"):
+            reduction = [a.s for a in node.attribute if a.name == "reduction"]
+            assert reduction in ([], [b"none"])
+        if node.op_type == "TopK":
+            assert int(constants[node.input[1]][0]) <= 3840
+    for value in [*graph.input, *graph.output, *graph.value_info]:
+        dims = value.type.tensor_type.shape.dim
+        assert all(d.HasField("dim_value") and d.dim_value > 0 for d in dims), value.name
+
+
+@pytest.mark.parametrize("name", ["encoder.onnx", "encoder.raw.onnx.data", "decoder.onnx"])
+def test_changed_onnx_is_refused(copy, name):
+    path = copy / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ArtifactError, match="changed after the manifest was written"):
+        Manifest.read(copy).verified(copy, name.removesuffix(".data"))
+    assert run_cli("validate", copy) == 5
+
+
+def test_changed_engine_is_refused(copy):
+    engine = next(iter(copy.glob("encoder.*.engine")), None)
+    if engine is None:
+        pytest.skip("TensorRT-RTX is not installed")
+    engine.write_bytes(engine.read_bytes()[:-1] + b"x")
+    assert run_cli("validate", copy) == 5
+
+
+def test_missing_file_is_refused(copy):
+    (copy / "decoder.onnx").unlink()
+    assert run_cli("validate", copy) == 5
+
+
+def test_damaged_manifest_is_refused(copy):
+    (copy / "manifest.json").write_text('{"config": ')
+    assert run_cli("build", copy, "--backend", "none") == 5
+
+
+def run_cli(*arguments) -> int:
+    """Exit code of the command, run in this process."""
+    saved = sys.argv
+    sys.argv = ["structsam-export", *map(str, arguments)]
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            main()
+    finally:
+        sys.argv = saved
+    return stopped.value.code
+
+
+def test_stages_one_by_one(tmp_path, exported, capsys):
+    """trace, rewrite, build, validate on a folder give the full run's graphs and verdict."""
+    folder = tmp_path / "staged"
+    assert run_cli("trace", "--output", folder) == 0
+    assert run_cli("build", folder) == 5, "there is nothing to build before rewriting"
+    assert run_cli("rewrite", folder) == 0
+    assert run_cli("build", folder, "--backend", "none") == 0
+    capsys.readouterr()
+    assert run_cli("validate", folder, "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["passed"]
+    assert report["engine"] is None
+    assert report["rewrite"] == report_of(exported)["rewrite"]
+    assert run_cli("rewrite", folder) == 0
+    assert not (folder / "report.json").exists(), "a report of earlier graphs must not survive rewriting"
+
+
+def test_broken_graph_fails_parity_and_keeps_its_files(copy):
+    """A graph that computes something else ends with exit code 3 and a report that says so."""
+    model = onnx.load(str(copy / "encoder.onnx"))
+    for tensor in model.graph.initializer:
+        if tensor.name.endswith("blocks.5.mlp.lin2.bias"):
+            values = onnx.numpy_helper.to_array(tensor) + 0.05
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+            break
+    else:
+        raise AssertionError("no such weight")
+    onnx.save(model, str(copy / "encoder.onnx"))
+    manifest = Manifest.read(copy)
+    manifest.add_onnx(copy, "encoder.onnx")
+    manifest.write(copy)
+    assert run_cli("validate", copy) == 3
+    report = report_of(copy)
+    assert report["passed"] is False
+    assert report["parity"]["onnx_raw"]["passed"] is True
+    assert report["parity"]["onnx"]["passed"] is False
+    assert "FAILED" in (copy / "report.html").read_text()
+
+
+def test_existing_output_needs_force(copy):
+    before = sha256_of(copy / "report.json")
+    assert run_cli("--output", copy, "--backend", "none") == 2
+    assert sha256_of(copy / "report.json") == before
+
+
+def test_another_checkpoint_is_noticed(copy):
+    data = json.loads((copy / "manifest.json").read_text())
+    data["model"]["sha256"] = "0" * 64
+    (copy / "manifest.json").write_text(json.dumps(data))
+    assert run_cli("validate", copy) == 5
