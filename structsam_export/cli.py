@@ -175,7 +175,12 @@ def validate(folder: Path, images: tuple[str, ...], as_json: bool) -> None:
 @cli.command()
 @json_option
 def methods(as_json: bool) -> None:
-    """List the merge methods: variants, largest rate, what they protect, where they come from."""
+    """List the merge methods: variants, largest rate, what they protect, where they come from.
+
+    \b
+    Example:
+      structsam-export methods
+    """
     from structsam_export.methods import METHODS, method_class
 
     rows = []
@@ -202,7 +207,12 @@ def methods(as_json: bool) -> None:
 @cli.command()
 @json_option
 def doctor(as_json: bool) -> None:
-    """Tell what is installed, what each backend can do here, and what to install."""
+    """Tell what is installed, what each backend can do here, and what to install.
+
+    \b
+    Example:
+      structsam-export doctor
+    """
     from structsam_export.doctor import diagnose
 
     facts = diagnose()

@@ -211,7 +211,7 @@ def test_the_rewritten_dense_graph_adds_the_bias_products(tmp_path, tiny):
 def test_the_merged_graph_is_the_closed_form_with_proj_on_kept_tokens(tmp_path, tiny, variant):
     """The patched attention spreads positions by one-hot rows already when traced; only block 2 changes later.
 
-    `bsm` also merges by a one-hot product (K x 3K x D a call), and compares one channel more where there are pads.
+    `bsm` also merges by a one-hot product (K x 3K x D a call).
     """
     images, layers, geometry = 2, (0, 1), tiny[1]
     method = make_method("structsam", 0.5, variant)
@@ -220,8 +220,7 @@ def test_the_merged_graph_is_the_closed_form_with_proj_on_kept_tokens(tmp_path, 
     expected += folded_bias(geometry, method, layers)
     if variant == "bsm":
         for layout in (geometry.layout(i) for i in layers):
-            pairs = 3 * (method.removed(layout) // 3) ** 2 * layout.windows[0] * layout.windows[1]
-            expected += pairs * (geometry.dim + layout.has_pads)
+            expected += 3 * (method.removed(layout) // 3) ** 2 * layout.calls * geometry.dim
     assert graph_macs(saved(tmp_path / "raw.onnx", model)) == images * expected
     expected += folded_bias(geometry, None, [2])
     assert graph_macs(rewritten(tmp_path / "merged.onnx", model)) == images * expected

@@ -31,10 +31,10 @@ def cell_indices(side: tuple[int, int]) -> tuple[tuple[tuple[int, ...], ...], tu
     return cells, tuple(t for t in range(h * w) if t not in inside)
 
 
-def merged_cells(side: tuple[int, int], rate: float) -> int:
-    """K = floor(rate * N / 3), at most the number of cells."""
-    cells, _ = cell_indices(side)
-    return min(len(cells), floor(side[0] * side[1] * rate / (SIZE - 1) + 1e-9))
+def merged_cells(layout: Layout, rate: float) -> int:
+    """K = floor(rate * N / 3), at most the cells a call can merge without mixing pads and real tokens."""
+    pure = min(sum(rank <= 0 for rank in window) for window in pad_ranks(layout))
+    return min(pure, floor(layout.tokens * rate / (SIZE - 1) + 1e-9))
 
 
 def group_by_cell(values: Tensor, side: tuple[int, int]) -> Tensor:
@@ -55,10 +55,21 @@ def raster_order(side: tuple[int, int]) -> tuple[int, ...]:
     return tuple(where[t] for t in range(len(listed)))
 
 
-def pad_cells(layout: Layout) -> tuple[tuple[bool, ...], ...]:
-    """Which cells are made of pads only, as constants (windows, C)."""
+@lru_cache(maxsize=64)
+def pad_ranks(layout: Layout) -> tuple[tuple[float, ...], ...]:
+    """What to rank cells with pads by instead of their energy, as constants (windows, C); 0 means no pads.
+
+    Cells of pads only are flatter than any energy, each by its own amount: no ties, whatever a runtime's sort does.
+    Cells that mix pads and real tokens (grids that leave an odd row in the last window) come last and never merge.
+    """
     cells, _ = cell_indices(layout.side)
-    return tuple(tuple(all(window[t] for t in cell) for cell in cells) for window in layout.pads())
+
+    def rank(number: int, pads: int) -> float:
+        return 0.0 if pads == 0 else -1.0 - number if pads == SIZE else 1e9
+
+    return tuple(
+        tuple(rank(i, sum(window[t] for t in cell)) for i, cell in enumerate(cells)) for window in layout.pads()
+    )
 
 
 def cell_plan(rank_by: Tensor, dst: Tensor, layout: Layout, merged: int) -> MergePlan:

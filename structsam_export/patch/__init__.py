@@ -5,6 +5,7 @@ A host is a model family whose blocks can be patched. Hosts know no method: all 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -27,10 +28,11 @@ def host_of(encoder: nn.Module) -> Any:
     Raises:
         UsageError: no host knows this encoder.
     """
-    name = type(encoder).__name__
-    if name not in HOSTS:
-        raise UsageError(f"Cannot patch an encoder of class '{name}'. Supported: {', '.join(HOSTS)}.")
-    return import_module(HOSTS[name])
+    names = [cls.__name__ for cls in type(encoder).__mro__ if cls.__name__ in HOSTS]
+    if not names:
+        known = ", ".join(HOSTS)
+        raise UsageError(f"Cannot patch an encoder of class '{type(encoder).__name__}'. Supported: {known}.")
+    return import_module(HOSTS[names[0]])
 
 
 def apply_patch(encoder: nn.Module, method: Method, layers: Sequence[int]) -> nn.Module:
@@ -67,10 +69,11 @@ def resolve_layers(spec: str, depth: int, global_layers: Sequence[int]) -> tuple
         return tuple(presets[spec])
     chosen: set[int] = set()
     for part in spec.split(","):
-        first, _, last = part.strip().partition("-")
-        if not first.isdigit() or (last and not last.isdigit()):
+        named = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", part.strip())
+        first, last = (int(named[1]), int(named[2] or named[1])) if named else (1, 0)
+        if first > last:
             raise UsageError(f"Cannot read layers '{spec}'. Pass all, last5, global or a list such as 0,3,6-8.")
-        chosen.update(range(int(first), int(last or first) + 1))
+        chosen.update(range(first, last + 1))
     wrong = sorted(i for i in chosen if i >= depth)
     if wrong:
         raise UsageError(f"Unknown layer {wrong[0]}: this encoder has blocks 0 to {depth - 1}.")

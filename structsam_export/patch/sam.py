@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from structsam_export.methods.tokens import Layout, Tokens
+from structsam_export.models.geometry import from_encoder
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -22,10 +23,10 @@ if TYPE_CHECKING:
 
 def apply(encoder: Any, method: Method, layers: Sequence[int]) -> None:
     """Patch the chosen blocks; blocks where the method removes nothing stay stock."""
-    for index in layers:
+    geometry = from_encoder(encoder)
+    for index in sorted(set(layers)):
         block = encoder.blocks[index]
-        grid = encoder.pos_embed.shape[1:3]
-        if method.removed(Layout((int(grid[0]), int(grid[1])), block.window_size)) == 0:
+        if method.removed(geometry.layout(index)) == 0:
             continue
         block._structsam = (index, method)
         block.__class__ = _merging_class(type(block))

@@ -41,8 +41,8 @@ def integers(graph: gs.Graph, name: str, values: Any) -> Any:
 
 
 def fresh(graph: gs.Graph, name: str) -> str:
-    """`name`, or `name` with a number, unused in this graph."""
-    taken = graph.tensors().keys()
+    """`name`, or `name` with a number, that no tensor and no node of this graph has."""
+    taken = graph.tensors().keys() | {node.name for node in graph.nodes}
     number, candidate = 0, name
     while candidate in taken:
         number += 1

@@ -29,6 +29,9 @@ def apply(graph: gs.Graph, skipped: list[str]) -> int:
         if shape is None or any(static_shape(t) is None for p in products for t in p.inputs):
             skipped.append(f"relative_position: {node.name}: shapes are not all known")
             continue
+        if any((static_shape(p.outputs[0]) or [])[-2:] != shape[-2:] for p in products):
+            skipped.append(f"relative_position: {node.name}: a product is repeated over queries or keys")
+            continue
         left = [spread(graph, p.inputs[0], shape[:-2]) for p in products]
         right = [spread(graph, p.inputs[1], shape[:-2]) for p in products]
         depth = sum((static_shape(t) or [0])[-1] for t in left)

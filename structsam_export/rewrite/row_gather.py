@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from structsam_export.rewrite.match import add, integers, producer, static_shape
+from structsam_export.rewrite.match import add, constant, integers, producer, static_shape
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -22,10 +22,11 @@ def apply(graph: gs.Graph, skipped: list[str]) -> int:
         if node.op != "GatherElements":
             continue
         data, spread = node.inputs
-        shape, index = static_shape(data), row_index(spread)
+        shape = static_shape(data)
         if shape is None or len(shape) != 3 or node.attrs.get("axis", 0) != 1:
             skipped.append(f"row_gather: {node.name}: not axis 1 of a (B, N, D) tensor of known shape")
             continue
+        index = row_index(spread, shape)
         if index is None:
             skipped.append(f"row_gather: {node.name}: the index differs between channels")
             continue
@@ -39,14 +40,20 @@ def apply(graph: gs.Graph, skipped: list[str]) -> int:
     return fired
 
 
-def row_index(spread: Any) -> Any | None:
-    """The (B, k) index behind one that was unsqueezed and expanded over channels, or None."""
+def row_index(spread: Any, data: list[int]) -> Any | None:
+    """The (B, k) index behind one that was unsqueezed at its end and expanded over all D channels, or None."""
     expand = producer(spread, "Expand")
     unsqueeze = producer(expand.inputs[0] if expand is not None else spread, "Unsqueeze")
     if unsqueeze is None:
         return None
     index = unsqueeze.inputs[0]
     shape, wide = static_shape(index), static_shape(spread)
-    if shape is None or wide is None or len(shape) != 2 or wide[:2] != shape:
+    if shape is None or len(shape) != 2 or shape[0] != data[0] or wide != [*shape, data[2]]:
         return None
-    return index
+    return index if static_shape(unsqueeze.outputs[0]) == [*shape, 1] and last_axis(unsqueeze) else None
+
+
+def last_axis(unsqueeze: Any) -> bool:
+    """Whether a (B, k) tensor was unsqueezed to (B, k, 1)."""
+    axes = constant(unsqueeze.inputs[1]) if len(unsqueeze.inputs) > 1 else None
+    return axes in ([2], [-1])

@@ -7,8 +7,10 @@ holds with the grid's own rows and columns as keys.
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING, Any
 
+from structsam_export.rewrite.fold_constants import SIZE_LIMIT
 from structsam_export.rewrite.match import add, fresh, integers, producer, static_shape, take_over
 from structsam_export.rewrite.relative_position import spread
 
@@ -29,6 +31,9 @@ def apply(graph: gs.Graph, skipped: list[str]) -> int:
         if shape is None or None in sides or any(static_shape(t) is None for t in product.inputs):
             skipped.append(f"stock_relative_position: {node.name}: shapes are not all known")
             continue
+        if any(prod(side[:-1]) != prod(shape[:-1]) for side in sides if side is not None):
+            skipped.append(f"stock_relative_position: {node.name}: the bias is shared by several score maps")
+            continue
         kh, kw = (side[-1] for side in sides if side is not None)
         query, key = product.inputs
         flat = [
@@ -36,7 +41,7 @@ def apply(graph: gs.Graph, skipped: list[str]) -> int:
             for rel, k in ((rel_h, kh), (rel_w, kw))
         ]
         depth = (static_shape(query) or [0])[-1] + kh + kw
-        lines = spread(graph, lines_of(graph, kh, kw, key), shape[:-2])
+        lines = lines_of(graph, kh, kw, shape[:-2], key)
         q = add(graph, "Concat", [query, *flat], query, [*shape[:-1], depth], axis=len(shape) - 1)
         k = add(graph, "Concat", [key, lines], key, [*shape[:-2], depth, shape[-1]], axis=len(shape) - 2)
         folded = add(graph, "MatMul", [q, k], scores, shape)
@@ -62,11 +67,16 @@ def decomposed_bias(scores: Any) -> tuple[Any, Any, Any] | None:
     return product, by_row.inputs[0], by_column.inputs[0]
 
 
-def lines_of(graph: gs.Graph, kh: int, kw: int, like: Any) -> Any:
-    """Constant (1, kh + kw, kh * kw): one-hot row, then one-hot column, of every key on the grid."""
+def lines_of(graph: gs.Graph, kh: int, kw: int, batch: list[int], like: Any) -> Any:
+    """(*batch, kh + kw, kh * kw): one-hot row, then one-hot column, of every key on the grid; repeated in the file
+    only where that is small.
+    """
     import numpy as np
     import onnx_graphsurgeon as gs
 
     key = np.arange(kh * kw)
     onehot = np.concatenate([key // kw == np.arange(kh)[:, None], key % kw == np.arange(kw)[:, None]])
-    return gs.Constant(fresh(graph, f"{like.name}.lines"), onehot[None].astype(like.dtype))
+    onehot = onehot.astype(like.dtype).reshape(*(1 for _ in batch), *onehot.shape)
+    small = onehot.nbytes * prod(batch) <= SIZE_LIMIT
+    values = np.ascontiguousarray(np.broadcast_to(onehot, (*batch, *onehot.shape[-2:]))) if small else onehot
+    return spread(graph, gs.Constant(fresh(graph, f"{like.name}.lines"), values), batch)

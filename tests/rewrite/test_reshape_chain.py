@@ -24,13 +24,11 @@ def test_the_last_of_three_remains():
     assert ops(graph) == ["Reshape"]
 
 
-@pytest.mark.parametrize("shape", [[-1, 8], [0, 6], [0, -1]])
+@pytest.mark.parametrize("shape", [[-1, 8], [0, 3, 4], [0, -1, 4]])
 def test_a_shape_relative_to_the_reshape_before(shape):
-    """0 copies a size of the input, which is another one afterwards."""
-    nodes = [node("Reshape", "x b", "one"), node("Reshape", "one relative", "two"), node("Neg", "two", "y")]
-    graph = graph_of(nodes, X, "y", relative=shape, **SHAPES)
-    assert graph.nodes[1].outputs[0].shape in ([3, 8], [4, 6])
-    check_fires(RULE, graph, 1)
+    """0 copies a size of the input, which is another one afterwards (2 rows, not 4)."""
+    nodes = [node("Reshape", "x a", "one"), node("Reshape", "one relative", "two"), node("Neg", "two", "y")]
+    check_fires(RULE, graph_of(nodes, X, "y", relative=shape, **SHAPES), 1)
 
 
 def test_a_reshape_to_the_same_shape_vanishes():

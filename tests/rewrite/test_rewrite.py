@@ -80,9 +80,6 @@ def test_a_second_run_fires_nothing(method, variant):
     assert set(again.values()) == {0}
 
 
-@pytest.mark.xfail(
-    strict=True, reason="stock_relative_position leaves an Expand of a constant per stock layer; see its own test"
-)
 @each_variant
 def test_a_second_run_folds_nothing(method, variant):
     assert apply_rules(graph_for(method, variant)[1])["fold_constants"] == 0

@@ -82,11 +82,6 @@ MISREAD = {
 }
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="row_index() compares two sizes of the index; it should ask for Unsqueeze at the end and for the whole "
-    "(B, k, D) shape, as it fires here and changes the result",
-)
 @pytest.mark.parametrize(("data", "index", "wide", "axis"), MISREAD.values(), ids=MISREAD)
 def test_indices_that_only_look_like_rows_are_left_alone(data, index, wide, axis):
     check_left_alone(RULE, picked(data, index, wide, axis), "")
