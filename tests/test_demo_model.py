@@ -26,7 +26,7 @@ def test_demo_model_finds_the_true_masks():
             scores.append(iou(found.stages["dense"].masks[i][k], prompt.truth))
             filled.append(iou(box, prompt.truth))
     assert np.mean(scores) > np.mean(filled)
-    assert np.mean(scores) > 0.8
+    assert np.mean(scores) > 0.75
 
 
 def test_weights_are_small_and_halves():

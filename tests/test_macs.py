@@ -17,7 +17,7 @@ from structsam_export.macs import block_macs, graph_macs, node_macs, paper_macs
 from structsam_export.methods import make_method
 from structsam_export.methods.tokens import Layout
 from structsam_export.models.geometry import EncoderGeometry, from_encoder
-from structsam_export.rewrite import apply_rules, save
+from structsam_export.rewrite import apply_rules
 
 
 def vit(dim, depth, heads, global_layers):
@@ -183,7 +183,7 @@ def rewritten(path, model):
     """The path, with the model in it after all rewriting rules."""
     graph = gs.import_onnx(model)
     apply_rules(graph)
-    save(graph, path)
+    onnx.save(gs.export_onnx(graph), path)
     return path
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -38,38 +38,33 @@ def apply_rules(graph: gs.Graph, skipped: list[str] | None = None) -> dict[str, 
     return counts
 
 
-def rewrite(source: Path, target: Path, *, keep_outputs: tuple[str, ...], skipped: list[str] | None = None) -> Any:
+def rewrite(
+    source: Path, target: Path, *, keep_outputs: tuple[str, ...], skipped: list[str] | None = None
+) -> dict[str, int]:
     """Rewrite the ONNX file `source` into `target`.
 
     Args:
         source: file of `trace`.
-        target: file to write; weights beyond protobuf's limit go to `<target>.data`.
+        target: file to write; weights beyond protobuf's limit stay outside, in `<target>.data`.
         keep_outputs: graph outputs of the result; others (the plans) stay inside as named tensors.
         skipped: receives the reasons for near matches that were left alone.
 
     Returns:
         {rule: times fired}.
     """
+    import onnx
     import onnx_graphsurgeon as gs
-    from polygraphy.backend.onnx import onnx_from_path
 
-    graph = gs.import_onnx(onnx_from_path(str(source)))
+    from structsam_export.rewrite.weights import attach, detach, save
+
+    model = onnx.load(str(source), load_external_data=False)
+    weights = detach(model, source.parent)
+    graph = gs.import_onnx(model)
     counts = apply_rules(graph, skipped)
     # Plans stay in the graph, because merging uses them; they only stop being outputs.
     graph.outputs = [t for t in graph.outputs if t.name in keep_outputs]
     graph.cleanup(remove_unused_graph_inputs=False).toposort()
-    save(graph, target)
-    return counts
-
-
-def save(graph: gs.Graph, target: Path) -> None:
-    """Write a graph to `target`, with its weights inside if they fit."""
-    import onnx_graphsurgeon as gs
-    from polygraphy.backend.onnx import save_onnx
-
     model = gs.export_onnx(graph)
-    size = sum(len(t.raw_data) for t in model.graph.initializer)
-    if size > INLINE_LIMIT:
-        save_onnx(model, str(target), external_data_path=f"{target.name}.data", size_threshold=1024)
-    else:
-        save_onnx(model, str(target))
+    attach(model, weights)
+    save(model, source, target, INLINE_LIMIT)
+    return counts

@@ -39,11 +39,11 @@ def image():
 
 
 def test_every_rule_is_registered_and_has_its_test():
-    helpers = {"__init__", "match"}
+    helpers = {"__init__", "match", "weights"}
     modules = {p.stem for p in PACKAGE.glob("*.py")} - helpers
     assert modules == set(RULES)
     assert all(module == f"{PACKAGE.parent.name}.rewrite.{rule}" for rule, module in RULES.items())
-    tests = {p.stem.removeprefix("test_") for p in Path(__file__).parent.glob("test_*.py")} - {"rewrite"}
+    tests = {p.stem.removeprefix("test_") for p in Path(__file__).parent.glob("test_*.py")} - {"rewrite", "weights"}
     assert tests == set(RULES)
 
 
@@ -154,14 +154,3 @@ def test_a_file_is_rewritten_with_its_plans_inside(source, tmp_path, image):
     before = run(onnx.load(source), {"image": image})["image_embeddings"]
     assert np.allclose(run(made, {"image": image})["image_embeddings"], before, atol=1e-5)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["encoder.onnx", "encoder.raw.onnx"]
-
-
-def test_large_weights_go_to_a_file_of_their_own(source, tmp_path, image, monkeypatch):
-    inline, apart = tmp_path / "inline.onnx", tmp_path / "apart.onnx"
-    rewrite(source, inline, keep_outputs=("image_embeddings",))
-    monkeypatch.setattr(rewriting, "INLINE_LIMIT", 1000)
-    rewrite(source, apart, keep_outputs=("image_embeddings",))
-    assert (tmp_path / "apart.onnx.data").stat().st_size > 1000
-    assert apart.stat().st_size < inline.stat().st_size
-    outputs = [run(onnx.load(path), {"image": image})["image_embeddings"] for path in (inline, apart)]
-    assert np.array_equal(*outputs)

@@ -1,0 +1,100 @@
+"""Big weights stay in their file while a graph is rewritten.
+
+Rules move nodes, not matrices. Large external weights become graph inputs for as long as rules run, and initialisers
+again afterwards; ViT-H's 2.5 GB are never read, and its rewritten graph shares the traced graph's data file.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+# Smaller tensors (index tables, relative positions) are loaded, so that constants can be folded.
+LARGE = 1 << 20
+
+
+def detach(model: Any, base: Path) -> list[Any]:
+    """Turn large external initialisers of an `onnx.ModelProto` into inputs and load the small ones.
+
+    Args:
+        model: loaded with `load_external_data=False`; changed in place.
+        base: folder of the data file.
+
+    Returns:
+        The detached `onnx.TensorProto`s, for `attach`.
+    """
+    import onnx
+    from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
+
+    graph, detached, kept = model.graph, [], []
+    for tensor in graph.initializer:
+        if uses_external_data(tensor) and data_bytes(tensor) > LARGE:
+            detached.append(tensor)
+            graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+            continue
+        if uses_external_data(tensor):
+            load_external_data_for_tensor(tensor, str(base))
+            tensor.data_location = onnx.TensorProto.DEFAULT
+            del tensor.external_data[:]
+        kept.append(tensor)
+    detached = [copy_of(t) for t in detached]
+    kept = [copy_of(t) for t in kept]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    return detached
+
+
+def attach(model: Any, weights: list[Any]) -> None:
+    """Turn the inputs that `detach` made back into initialisers, as far as the graph still uses them."""
+    graph = model.graph
+    used = {name for node in graph.node for name in node.input}
+    names = {t.name for t in weights}
+    inputs = [i for i in graph.input if i.name not in names]
+    del graph.input[:]
+    graph.input.extend(inputs)
+    graph.initializer.extend(t for t in weights if t.name in used)
+
+
+def save(model: Any, source: Path, target: Path, inline_limit: int) -> None:
+    """Write a graph whose large weights still point into `<source>.data`.
+
+    Up to `inline_limit` bytes the weights go into the file; beyond, `<target>.data` is the source's data file under
+    another name (a link where the file system has them).
+    """
+    import onnx
+    from onnx.external_data_helper import load_external_data_for_model
+
+    external = [t for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
+    if sum(data_bytes(t) for t in external) <= inline_limit:
+        load_external_data_for_model(model, str(source.parent))
+        onnx.save(model, str(target))
+        return
+    data = target.with_name(f"{target.name}.data")
+    for tensor in external:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = data.name
+    try:
+        data.hardlink_to(source.with_name(f"{source.name}.data"))
+    except OSError:
+        shutil.copyfile(source.with_name(f"{source.name}.data"), data)
+    onnx.save(model, str(target))
+
+
+def data_bytes(tensor: Any) -> int:
+    """Bytes of a tensor's values."""
+    from math import prod
+
+    import onnx
+
+    return int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize * prod(tensor.dims))
+
+
+def copy_of(tensor: Any) -> Any:
+    """A message of its own, since clearing a repeated field frees what it held."""
+    import onnx
+
+    copy = onnx.TensorProto()
+    copy.CopyFrom(tensor)
+    return copy

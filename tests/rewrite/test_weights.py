@@ -1,0 +1,70 @@
+"""Big weights stay in their file: detached, attached, inlined or linked, with the same results."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from structsam_export import rewrite as rewriting
+from structsam_export.rewrite import rewrite, weights
+
+
+@pytest.fixture
+def source(tmp_path):
+    """y = (x @ big) * small, both weights in source.onnx.data."""
+    rng = np.random.default_rng(0)
+    big, small = rng.normal(size=(64, 96)).astype(np.float32), rng.normal(size=96).astype(np.float32)
+    nodes = [helper.make_node("MatMul", ["x", "big"], ["z"]), helper.make_node("Mul", ["z", "small"], ["y"])]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 96])],
+        [numpy_helper.from_array(big, "big"), numpy_helper.from_array(small, "small")],
+    )
+    path = tmp_path / "source.onnx"
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.save(model, str(path), save_as_external_data=True, location="source.onnx.data", size_threshold=0)
+    return path
+
+
+def result(path):
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    assert [i.name for i in session.get_inputs()] == ["x"]
+    return session.run(None, {"x": np.ones((2, 64), np.float32)})[0]
+
+
+@pytest.mark.parametrize(("limit", "files"), [(1 << 30, []), (0, ["out.onnx.data"])], ids=["inline", "beside"])
+def test_rewriting_keeps_the_weights(source, tmp_path, monkeypatch, limit, files):
+    monkeypatch.setattr(weights, "LARGE", 1000)
+    monkeypatch.setattr(rewriting, "INLINE_LIMIT", limit)
+    rewrite(source, tmp_path / "out.onnx", keep_outputs=("y",))
+    assert [p.name for p in tmp_path.glob("out.onnx.data")] == files
+    np.testing.assert_array_equal(result(tmp_path / "out.onnx"), result(source))
+    if files:
+        (tmp_path / "source.onnx.data").unlink()
+        result(tmp_path / "out.onnx")  # the data file is its own, not a pointer to the source's
+
+
+def test_only_large_weights_are_detached(source, monkeypatch):
+    monkeypatch.setattr(weights, "LARGE", 1000)
+    model = onnx.load(str(source), load_external_data=False)
+    detached = weights.detach(model, source.parent)
+    assert [t.name for t in detached] == ["big"]
+    assert [i.name for i in model.graph.input] == ["x", "big"]
+    assert numpy_helper.to_array(model.graph.initializer[0]).shape == (96,)
+    assert not detached[0].raw_data, "the values must not have been read"
+
+
+def test_a_file_system_without_links_gets_a_copy(source, tmp_path, monkeypatch):
+    def refuse(self, target):
+        raise OSError("no links here")
+
+    monkeypatch.setattr(weights, "LARGE", 1000)
+    monkeypatch.setattr(rewriting, "INLINE_LIMIT", 0)
+    monkeypatch.setattr("pathlib.Path.hardlink_to", refuse)
+    rewrite(source, tmp_path / "out.onnx", keep_outputs=("y",))
+    np.testing.assert_array_equal(result(tmp_path / "out.onnx"), result(source))
