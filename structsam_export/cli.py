@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from structsam_export import __version__
+from structsam_export.console import interrupt
 from structsam_export.errors import INTERRUPTED, ParityError, StructSAMError
 from structsam_export.models import MODELS
 
@@ -276,7 +277,8 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def main() -> None:
     """Entry point: the one place where errors become messages and exit codes."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a killed run cleans up as an interrupted one does
+    for number in (signal.SIGINT, signal.SIGTERM):  # a killed run cleans up as an interrupted one does
+        signal.signal(number, interrupt)
     try:
         status = cli.main(standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 _console: Console | None = None
+_interrupted = False
 
 
 def console() -> Console:
@@ -23,6 +24,22 @@ def console() -> Console:
     return _console
 
 
+def interrupt(*_: object) -> None:
+    """Handler of SIGINT and SIGTERM: raises KeyboardInterrupt, and remembers it.
+
+    Libraries that catch everything (polygraphy does while it imports) would otherwise swallow a Ctrl-C for good.
+    """
+    global _interrupted
+    _interrupted = True
+    raise KeyboardInterrupt
+
+
+def stop_if_interrupted() -> None:
+    """Raise KeyboardInterrupt again if one was swallowed."""
+    if _interrupted:
+        raise KeyboardInterrupt
+
+
 @contextmanager
 def stage(title: str) -> Iterator[Callable[[str], None]]:
     """Show a spinner while the body runs, then one line with the time it took.
@@ -32,8 +49,15 @@ def stage(title: str) -> Iterator[Callable[[str], None]]:
     import time
 
     began = time.perf_counter()
+    stop_if_interrupted()
     with console().status(f"{title} ...") as status:
-        yield lambda progress: status.update(f"{title} {progress} ...")
+
+        def say(progress: str) -> None:
+            stop_if_interrupted()
+            status.update(f"{title} {progress} ...")
+
+        yield say
+    stop_if_interrupted()
     console().print(f"[green]\u2713[/green] {title} [dim]{time.perf_counter() - began:.1f} s[/dim]")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -181,6 +182,15 @@ def test_disk_full_leaves_nothing(tmp_path):
     assert "No space left" in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_swallowed_interrupt_is_raised_again(monkeypatch):
+    """Libraries with bare excepts may catch Ctrl-C; the stage they run in ends with it all the same."""
+    from structsam_export import console
+
+    monkeypatch.setattr(console, "_interrupted", False)
+    with pytest.raises(KeyboardInterrupt), console.stage("work"), contextlib.suppress(BaseException):
+        console.interrupt()
 
 
 def test_interrupted_run_leaves_nothing(tmp_path):
