@@ -107,8 +107,9 @@ def export(config: ExportConfig, output: Path | None = None, *, force: bool = Fa
 
 def drop_weights(job: Job) -> None:
     """Free the PyTorch model of a finished trace; ONNX Runtime and the builder need the memory."""
-    for parameter in job.loaded.sam.parameters():
-        parameter.data = parameter.data.new_empty(0)
+    # Buffers too: one small tensor left keeps the whole mapped checkpoint in memory.
+    for tensor in (*job.loaded.sam.parameters(), *job.loaded.sam.buffers()):
+        tensor.data = tensor.data.new_empty(0)
     gc.collect()
 
 
