@@ -197,12 +197,12 @@ def methods(as_json: bool) -> None:
             }
         )
     if as_json:
-        return print_json(rows)
+        print_json(rows)
+        return
     print_table(
         ("method", "variants", "max rate", "protects", "source"),
         [(r["name"], ", ".join(r["variants"]), f"{r['max_rate']:g}", r["protects"], r["source"]) for r in rows],
     )
-    return None
 
 
 @cli.command()
@@ -218,13 +218,13 @@ def doctor(as_json: bool) -> None:
 
     facts = diagnose()
     if as_json:
-        return print_json(facts)
+        print_json(facts)
+        return
     click.echo(f"Python {facts['python']} on {facts['platform']}")
     click.echo(f"GPU: {facts['gpu'] or 'none (engines can be built with tensorrt-rtx, but not run)'}")
     print_table(("package", "version"), list(facts["versions"].items()))
     rows = [(name, row["can"], row["to_do"] or "") for name, row in facts["backends"].items()]
     print_table(("backend", "can", "to do"), rows)
-    return None
 
 
 def show_report(report: dict[str, Any], folder: Path, as_json: bool) -> None:

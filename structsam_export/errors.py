@@ -18,6 +18,9 @@ An interrupted run exits with 130 and leaves nothing that looks finished.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 INTERRUPTED = 130
 
 
@@ -31,6 +34,14 @@ class UsageError(StructSAMError):
     """The request contradicts itself or the method's limits."""
 
     exit_code = 2
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
+    """The error for a name that is in no registry: suggests the closest one and lists all."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, 1)
+    hint = f" Did you mean '{close[0]}'?" if close else ""
+    return UsageError(f"Unknown {kind} '{name}'.{hint} Known {kind}s: {', '.join(known)}.")
 
 
 class ParityError(StructSAMError):

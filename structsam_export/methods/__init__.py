@@ -6,11 +6,10 @@ The class also states NAME, VARIANTS (default first), MAX_RATE, PROTECTS and SOU
 
 from __future__ import annotations
 
-import difflib
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from structsam_export.errors import UsageError
+from structsam_export.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
     from structsam_export.methods.plan import MergePlan
@@ -47,9 +46,7 @@ def method_class(name: str) -> Any:
         UsageError: unknown name; the message lists the known ones.
     """
     if name not in METHODS:
-        close = difflib.get_close_matches(name, METHODS, 1)
-        hint = f" Did you mean '{close[0]}'?" if close else ""
-        raise UsageError(f"Unknown method '{name}'.{hint} Known methods: {', '.join(METHODS)}.")
+        raise unknown_name("method", name, METHODS)
     module, symbol = METHODS[name].split(":")
     return getattr(import_module(module), symbol)
 

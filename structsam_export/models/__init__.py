@@ -5,12 +5,11 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from structsam_export.errors import CheckpointError, UsageError
+from structsam_export.errors import CheckpointError, unknown_name
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
@@ -99,9 +98,7 @@ def model_spec(name: str) -> ModelSpec:
         UsageError: unknown name; the message lists the known ones.
     """
     if name not in MODELS:
-        close = difflib.get_close_matches(name, MODELS, 1)
-        hint = f" Did you mean '{close[0]}'?" if close else ""
-        raise UsageError(f"Unknown model '{name}'.{hint} Known models: {', '.join(MODELS)}.")
+        raise unknown_name("model", name, MODELS)
     return MODELS[name]
 
 
