@@ -12,7 +12,7 @@ import click
 
 from structsam_export import __version__
 from structsam_export.console import interrupt
-from structsam_export.errors import INTERRUPTED, ParityError, StructSAMError
+from structsam_export.errors import INTERRUPTED, ParityError, StructSAMError, UsageError
 from structsam_export.models import MODELS
 
 
@@ -44,9 +44,14 @@ model_options = options(
     click.option("--model", default="demo", show_default=True, help=f"One of {', '.join(MODELS)}."),
     click.option("--checkpoint", metavar="PATH", help="Weights; default: bundled, cached or downloaded."),
     click.option("--method", default="structsam", show_default=True, help="Merge method; see 'methods'."),
-    click.option("--rate", type=float, help="Fraction of tokens removed. Default: the method's own (structsam 0.5)."),
+    click.option("--rate", metavar="RATE", help="Fraction of tokens removed, or by layers: 0.3:0-5,0.6:6-11."),
     click.option("--variant", metavar="NAME", help="Variant of the method."),
-    click.option("--layers", default="all", show_default=True, help="all, last5, global or a list: 0,3,6-8."),
+    click.option("--layers", metavar="LAYERS", help="all (default), last5, global or a list: 0,3,6-8."),
+    click.option("--param", "params", multiple=True, metavar="NAME=VALUE", help="Parameter of the method; repeatable."),
+    click.option("--compat", metavar="thesis", help="Reproduce published behaviour: pads as tokens, Sobel sign bug."),
+    click.option("--prompt-aware", is_flag=True, help="The encoder also takes a box and protects what it shows."),
+    click.option("--mlp", default="none", show_default=True, help="none, residual-consistency or merge."),
+    click.option("--mlp-density", type=float, help="Share of tokens through the MLP (residual-consistency)."),
     click.option("--precision", default="fp32", show_default=True, help="fp32."),
     click.option("--opset", type=int, default=18, show_default=True, help="ONNX opset."),
     click.option("--batch", type=int, default=1, show_default=True, help="Images per encoder call."),
@@ -84,17 +89,16 @@ def cli() -> None:
 @build_options
 @image_option
 @json_option
-def export(output: Path | None, force: bool, as_json: bool, images: tuple[str, ...], **given: Any) -> None:
+def export(output: Path | None, force: bool, as_json: bool, **given: Any) -> None:
     """Run the whole chain: a checkpoint in, verified engines and a report out.
 
     \b
     Example:
       structsam-export export --model vit_b --checkpoint sam_vit_b_01ec64.pth --rate 0.5
     """
-    from structsam_export.config import ExportConfig
     from structsam_export.pipeline import export as run
 
-    report, folder = run(ExportConfig(images=images, **given), output, force=force)
+    report, folder = run(config_of(given), output, force=force)
     show_report(report, folder, as_json)
 
 
@@ -107,10 +111,9 @@ def trace(output: Path | None, force: bool, **given: Any) -> None:
     Example:
       structsam-export trace --method structsam --output engines/mine
     """
-    from structsam_export.config import ExportConfig
     from structsam_export.pipeline import trace_only
 
-    click.echo(trace_only(ExportConfig(**given), output, force=force))
+    click.echo(trace_only(config_of(given), output, force=force))
 
 
 @cli.command()
@@ -176,33 +179,19 @@ def validate(folder: Path, images: tuple[str, ...], as_json: bool) -> None:
 @cli.command()
 @json_option
 def methods(as_json: bool) -> None:
-    """List the merge methods: variants, largest rate, what they protect, where they come from.
+    """List the methods: variants, largest rates, MACs saved on ViT-B at rate 0.5, what they protect, sources.
 
     \b
     Example:
       structsam-export methods
     """
-    from structsam_export.methods import METHODS, method_class
+    from structsam_export.catalogue import COLUMNS, catalogue, table_rows
 
-    rows = []
-    for name in METHODS:
-        cls = method_class(name)
-        rows.append(
-            {
-                "name": name,
-                "variants": list(cls.VARIANTS),
-                "max_rate": cls.MAX_RATE,
-                "protects": cls.PROTECTS,
-                "source": cls.SOURCE,
-            }
-        )
+    rows = catalogue()
     if as_json:
         print_json(rows)
         return
-    print_table(
-        ("method", "variants", "max rate", "protects", "source"),
-        [(r["name"], ", ".join(r["variants"]), f"{r['max_rate']:g}", r["protects"], r["source"]) for r in rows],
-    )
+    print_table(COLUMNS, table_rows(rows))
 
 
 @cli.command()
@@ -227,6 +216,22 @@ def doctor(as_json: bool) -> None:
     print_table(("backend", "can", "to do"), rows)
 
 
+def config_of(given: dict[str, Any]) -> Any:
+    """The configuration of a command's options.
+
+    Raises:
+        UsageError: a --param that is no NAME=VALUE.
+    """
+    from structsam_export.config import ExportConfig
+
+    pairs = [text.partition("=") for text in given.pop("params")]
+    if wrong := ["".join(pair) for pair in pairs if not (pair[0] and pair[1])]:
+        raise UsageError(
+            f"Cannot read parameter '{wrong[0]}'. Pass --param NAME=VALUE, for example --param margin=0.5."
+        )
+    return ExportConfig(**given, params=tuple((name, value) for name, _, value in pairs))
+
+
 def show_report(report: dict[str, Any], folder: Path, as_json: bool) -> None:
     """Print the verdict, or the report as JSON.
 
@@ -249,6 +254,12 @@ def show_report(report: dict[str, Any], folder: Path, as_json: bool) -> None:
                 f"  {name} against {row['against']}: max_rel {row['max_rel']:.1e}, mask IoU mean "
                 f"{row['mask_iou_mean']:.6f} min {row['mask_iou_min']:.6f}{decided}"
             )
+            if ties := row.get("ties"):
+                click.echo(
+                    f"    with equal decisions; {ties['differ']} of {ties['of']} decisions differ, {ties['ties']} of "
+                    f"them ties. Left alone: mask IoU mean {row['free_running']['mask_iou_mean']:.6f}, decisions "
+                    f"{row['free_running']['decision_agreement']:.4%}"
+                )
         click.echo(f"  masks against the unpatched model: IoU {report['quality']['miou_vs_dense']:.4f}")
         click.echo(f"  report: {folder / 'report.html'}")
     if not report["passed"]:

@@ -18,16 +18,23 @@ BACKENDS = ("auto", "tensorrt", "tensorrt-rtx", "none")
 class ExportConfig:
     """Options of one export.
 
-    `checkpoint` and `images` are paths as text; `rate` is the fraction of tokens removed, None for the method's
-    default; `target` is a comma list of sm86, sm89, ... or "current", or "auto" (this GPU, else sm86,sm89).
+    `checkpoint` and `images` are paths as text; `rate` is the fraction of tokens removed, as a number or by layers
+    ("0.3:0-5,0.6:6-11"), None for the method's default; `layers` None for the method's own (all, but for cubist from
+    a quarter of the depth on); `params` are the method's own parameters as (name, value) pairs; `target` is
+    a comma list of sm86, sm89, ... or "current", or "auto" (this GPU, else sm86,sm89).
     """
 
     model: str = "demo"
     checkpoint: str | None = None
     method: str = "structsam"
-    rate: float | None = None
+    rate: float | str | None = None
     variant: str | None = None
-    layers: str = "all"
+    layers: str | None = None
+    compat: str | None = None
+    params: tuple[tuple[str, str], ...] = ()
+    prompt_aware: bool = False
+    mlp: str = "none"
+    mlp_density: float | None = None
     precision: str = "fp32"
     backend: str = "auto"
     target: str = "auto"
@@ -45,18 +52,25 @@ class ExportConfig:
         if not 18 <= self.opset <= 23:
             raise UsageError(f"Opset {self.opset} is not supported. Pass --opset 18 to 23.")
 
-    def folder_name(self, rate: float) -> str:
-        """Default output folder: <model>-<method>-r<rate*100>-<precision>, variant and layers only if they differ."""
+    def folder_name(self, rate: float | str) -> str:
+        """Default output folder: <model>-<method>-r<rate*100>-<precision>; other options only where they are given."""
         parts = [self.model, self.method]
         if self.variant:
             parts.append(self.variant)
-        if self.layers != "all":
-            parts.append(self.layers.replace(",", "+"))
-        return "-".join([*parts, f"r{rate * 100:g}", self.precision])
+        parts += [option for option in (self.compat, *(f"{k}{v}" for k, v in self.params)) if option]
+        if self.prompt_aware:
+            parts.append("prompt")
+        if self.layers not in (None, "all"):
+            parts.append(str(self.layers).replace(",", "+"))
+        if self.mlp != "none":
+            parts.append(f"mlp_{self.mlp}" + (f"{self.mlp_density * 100:g}" if self.mlp_density is not None else ""))
+        shown = f"{rate * 100:g}" if isinstance(rate, float) else rate.replace(",", "+").replace(":", "@")
+        return "-".join([*parts, f"r{shown}", self.precision])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, with the schema's version."""
-        return {"schema": SCHEMA, **asdict(self), "images": list(self.images)}
+        params = [list(pair) for pair in self.params]
+        return {"schema": SCHEMA, **asdict(self), "images": list(self.images), "params": params}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ExportConfig:
@@ -71,7 +85,8 @@ class ExportConfig:
             raise ArtifactError(
                 f"This configuration has schema {data.get('schema')}; this version reads schema {SCHEMA}. Export again."
             )
-        return cls(**{**values, "images": tuple(values.get("images", ()))})
+        params = tuple((key, value) for key, value in values.get("params", ()))
+        return cls(**{**values, "images": tuple(values.get("images", ())), "params": params})
 
 
 def read_json(path: Path) -> Any:

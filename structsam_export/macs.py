@@ -7,39 +7,60 @@ tokens, proj on N); the exported graph also runs proj on n, which `graph_macs` s
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from structsam_export.methods import Method
     from structsam_export.models.geometry import EncoderGeometry
+    from structsam_export.patch.roles import Role
 
 
-def paper_macs(geometry: EncoderGeometry, method: Method | None = None, layers: Iterable[int] = ()) -> int:
-    """MACs of one image through the encoder, merged in `layers` (none: the dense model)."""
+def paper_macs(
+    geometry: EncoderGeometry,
+    method: Method | Mapping[int, Method] | None = None,
+    layers: Iterable[int] = (),
+    mlp: Any = None,
+) -> int:
+    """MACs of one image through the encoder, as the papers count them.
+
+    Args:
+        geometry: the encoder's sizes.
+        method: one method for `layers`, or a mapping from block to method; None for the dense model.
+        layers: blocks that are patched, not read with a mapping.
+        mlp: MLP policy of `methods.mlp`, or None.
+    """
+    from structsam_export.patch import blocks_of
+    from structsam_export.patch.roles import assign
+
     g = geometry
     T, D = g.tokens_global, g.dim
     stem = T * D * 3 * g.patch_size**2
     neck = T * D * g.out_channels + 9 * T * g.out_channels**2
-    merged = set(layers) if method is not None else set()
-    blocks = (block_macs(g, i, method if i in merged else None) for i in range(g.depth))
-    return stem + neck + sum(blocks)
+    roles = assign(g, blocks_of(method, layers) if method is not None else {}, mlp)
+    kept = next((r.keep.kept(r.layout.grid) for r in roles.values() if r.keep is not None), 0)
+    return stem + neck + sum(block_macs(g, i, roles.get(i), kept) for i in range(g.depth))
 
 
-def block_macs(geometry: EncoderGeometry, layer: int, method: Method | None) -> int:
-    """MACs of one block for one image."""
-    g, layout = geometry, geometry.layout(layer)
-    T, D, d = g.tokens_global, g.dim, g.head_dim
-    calls, N = layout.calls, layout.tokens
-    removed = method.removed(layout) if method is not None else 0
-    n = N - removed
-    linear = calls * (3 * n * D * D + N * D * D) + 2 * T * D * g.mlp_dim
-    attention = 2 * calls * g.heads * n * n * d
-    position = calls * g.heads * n * sum(layout.side) * d
-    norms = 2 * 5 * T * D
-    choose = method.macs(layout, d) if method is not None and removed else 0
-    return linear + attention + position + norms + choose
+def block_macs(geometry: EncoderGeometry, layer: int, role: Role | None = None, kept: int = 0) -> int:
+    """MACs of one block for one image; `kept` tokens go through an MLP that only some tokens get."""
+    g = geometry
+    layout = role.layout if role is not None else g.layout(layer)
+    attend = role.attend if role is not None else None
+    T, D, d = layout.grid[0] * layout.grid[1], g.dim, g.head_dim
+    N = layout.tokens
+    groups = attend.groups(layout) if attend is not None and attend.KIND == "merge" else [(layout.calls, N)]
+    total = 0.0
+    for calls, n in groups:
+        keys = attend.paper_keys(layout) if attend is not None and attend.KIND == "keys" else n
+        total += calls * (3 * n * D * D + N * D * D)  # qkv on n tokens, proj on N
+        total += 2 * calls * g.heads * n * keys * d
+        total += calls * g.heads * n * sum(layout.side) * d  # relative positions
+    policy = role.mlp if role is not None else ""
+    rows = {"": T, "plan": sum(calls * n for calls, n in groups), "rank": kept}[policy]
+    total += 2 * rows * D * g.mlp_dim + 10 * T * D  # LayerNorm: 5 per element, two in a block
+    return round(total) + (attend.macs(layout, d) if attend is not None else 0)
 
 
 def graph_macs(path: Path) -> int:

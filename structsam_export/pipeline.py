@@ -13,13 +13,12 @@ from structsam_export import __version__
 from structsam_export.artifact import Manifest, atomic, require_space, staged_files, staged_folder
 from structsam_export.config import ExportConfig
 from structsam_export.console import console, stage
-from structsam_export.methods import Method, make_method
-from structsam_export.patch import patched, resolve_layers
+from structsam_export.schedule import Schedule, resolve
 
 if TYPE_CHECKING:
     from structsam_export.models import LoadedModel
-    from structsam_export.validate.parity import Validation
     from structsam_export.validate.photos import Photo
+    from structsam_export.validate.stages import Validation
 
 ENCODER_RAW, DECODER_RAW = "encoder.raw.onnx", "decoder.raw.onnx"
 ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
@@ -35,29 +34,34 @@ class Job:
 
     config: ExportConfig
     loaded: LoadedModel
-    method: Method
-    layers: tuple[int, ...]
+    schedule: Schedule
 
     @classmethod
     def prepare(cls, config: ExportConfig) -> Job:
         """Check the request and load the model; everything that can be refused is refused here."""
         from structsam_export.models import load_model
 
-        method = make_method(config.method, config.rate, config.variant)
+        check_names(config)
         with stage(f"load {config.model}"):
             loaded = load_model(config.model, Path(config.checkpoint) if config.checkpoint else None)
-        geometry = loaded.geometry
-        layers = resolve_layers(config.layers, geometry.depth, geometry.global_layers)
-        return cls(replace(config, rate=method.rate), loaded, method, layers)
+        schedule = resolve(config, loaded.geometry)
+        rate = schedule.method.rate if config.rate is None else config.rate
+        rate = schedule.rate if schedule.rate is not None else rate
+        return cls(replace(config, rate=rate), loaded, schedule)
+
+    @property
+    def default_folder(self) -> Path:
+        """engines/<model>-<method>-..."""
+        return Path("engines") / self.config.folder_name(self.config.rate if self.config.rate is not None else 0.0)
 
     def photos(self) -> list[Photo]:
         """The photos to validate on: the user's, or as many bundled ones as the model's size allows."""
         from structsam_export.macs import paper_macs
-        from structsam_export.validate.photos import bundled_photos, user_photos
+        from structsam_export.validate.photos import bundled_photos, one_prompt_each, user_photos
 
-        if self.config.images:
-            return user_photos(self.config.images)
-        return bundled_photos(max(1, VALIDATION_MACS // paper_macs(self.loaded.geometry)))
+        limit = max(1, VALIDATION_MACS // paper_macs(self.loaded.geometry))
+        photos = user_photos(self.config.images) if self.config.images else bundled_photos(limit)
+        return one_prompt_each(photos, limit) if self.schedule.prompt_aware else photos
 
     def manifest(self) -> Manifest:
         """A manifest with no files yet."""
@@ -83,18 +87,18 @@ def export(config: ExportConfig, output: Path | None = None, *, force: bool = Fa
         The report (`report.json`) and the folder. `report["passed"]` tells whether all parity gates hold.
     """
     from structsam_export.build import choose_backend, resolve_targets
-    from structsam_export.validate.parity import eager_reference
+    from structsam_export.validate.stages import eager_reference
 
     backend = choose_backend(config.backend)
     targets = resolve_targets(config.target, backend) if backend else ()
     job = Job.prepare(config)
-    target = output or Path("engines") / config.folder_name(job.method.rate)
+    target = output or job.default_folder
     photos = job.photos()
     with staged_folder(target, force=force) as folder:
         weights = sum(p.numel() * 4 for p in job.loaded.sam.parameters())
         require_space(folder, weights * (3 + len(targets)))
         manifest = job.manifest()
-        found = eager_reference(job.loaded, job.method, job.layers, photos)
+        found = eager_reference(job.loaded, job.schedule, photos)
         trace_stage(job, folder, manifest)
         keep = job.loaded if weights < 1_000_000_000 else None
         if keep is None:
@@ -103,6 +107,20 @@ def export(config: ExportConfig, output: Path | None = None, *, force: bool = Fa
         build_stage(folder, manifest, backend, targets)
         report = validate_stage(job, folder, manifest, found, keep)
     return report, target
+
+
+def check_names(config: ExportConfig) -> None:
+    """Refuse what needs no model to be refused: unknown methods, variants and parameters, rates out of range."""
+    from structsam_export.methods.mlp import make_mlp
+    from structsam_export.methods.rates import parse_rate
+    from structsam_export.schedule import factory
+
+    rates, make = parse_rate(config.rate), factory(config)
+    if not rates.groups:
+        make(rates.everywhere)
+    for rate, _ in rates.groups:
+        make(rate)
+    make_mlp(config.mlp, config.mlp_density)
 
 
 def drop_weights(job: Job) -> None:
@@ -120,9 +138,9 @@ def trace_stage(job: Job, folder: Path, manifest: Manifest) -> None:
 
     sam, config = job.loaded.sam, job.config
     with stage("trace encoder and decoder to ONNX"), staged_files(folder) as partial, disk_errors(folder):
-        with patched(sam.image_encoder, job.method, job.layers) as encoder:
-            size = job.loaded.geometry.image_size
-            trace_encoder(encoder, size, partial / ENCODER_RAW, batch=config.batch, opset=config.opset)
+        with job.schedule.patched(sam.image_encoder) as encoder:
+            size, boxes = job.loaded.geometry.image_size, config.prompt_aware
+            trace_encoder(encoder, size, partial / ENCODER_RAW, batch=config.batch, opset=config.opset, boxes=boxes)
         trace_decoder(sam, partial / DECODER_RAW, opset=config.opset)
     for name in (ENCODER_RAW, DECODER_RAW):
         manifest.add_onnx(folder, name)
@@ -181,14 +199,15 @@ def validate_stage(
 
     from structsam_export.report import build_report
     from structsam_export.report.html import render
-    from structsam_export.validate.parity import check_engines, check_onnx, measure_latency
+    from structsam_export.validate.latency import measure_latency
+    from structsam_export.validate.parity import check_engines, check_onnx
 
     geometry = job.loaded.geometry
     check_onnx(found, folder, manifest, geometry.image_size)
     check_engines(found, folder, manifest, geometry.image_size)
-    measure_latency(found, loaded, job.method, job.layers, folder, job.config.batch)
+    measure_latency(found, loaded, job.schedule, folder, job.config.batch)
     with stage("write report"):
-        report = build_report(manifest, geometry, job.method, job.layers, found, folder)
+        report = build_report(manifest, geometry, job.schedule, found, folder)
         with atomic(folder / "report.json") as partial:
             partial.write_text(json.dumps(report, indent=2) + "\n")
         with atomic(folder / "report.html") as partial:
@@ -202,7 +221,7 @@ def validate_stage(
 def trace_only(config: ExportConfig, output: Path | None = None, *, force: bool = False) -> Path:
     """Stages patch and trace alone: a folder with the traced graphs and a manifest."""
     job = Job.prepare(config)
-    target = output or Path("engines") / config.folder_name(job.method.rate)
+    target = output or job.default_folder
     with staged_folder(target, force=force) as folder:
         trace_stage(job, folder, job.manifest())
     return target
@@ -215,7 +234,7 @@ def validate_folder(folder: Path, images: Sequence[str] = ()) -> dict[str, Any]:
         ArtifactError: a file is missing or was changed, or the checkpoint is not the one that was exported.
     """
     from structsam_export.errors import ArtifactError
-    from structsam_export.validate.parity import eager_reference
+    from structsam_export.validate.stages import eager_reference
 
     manifest = Manifest.read(folder)
     for name in (ENCODER_RAW, DECODER_RAW, ENCODER, DECODER, *(e["file"] for e in manifest.engines)):
@@ -223,7 +242,7 @@ def validate_folder(folder: Path, images: Sequence[str] = ()) -> dict[str, Any]:
     job = Job.prepare(replace(manifest.config, images=tuple(images) or manifest.config.images))
     if job.loaded.sha256 != manifest.model["sha256"]:
         raise ArtifactError(f"{job.loaded.checkpoint} is not the checkpoint {folder} was exported from.")
-    found = eager_reference(job.loaded, job.method, job.layers, job.photos())
+    found = eager_reference(job.loaded, job.schedule, job.photos())
     return validate_stage(job, folder, manifest, found, job.loaded)
 
 

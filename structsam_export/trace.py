@@ -1,8 +1,8 @@
 """Stage 2: torch -> ONNX.
 
-Encoder: `image` (B, 3, S, S) -> `image_embeddings` (B, C, h, w); every shape static. The indices of each layer's
-merge plan keep the names `plan.<layer>.pos` and `plan.<layer>.slot` inside the graph, so that later stages can be
-asked for the decisions they took.
+Encoder: `image` (B, 3, S, S), and `boxes` (B, 4) if prompt-aware -> `image_embeddings` (B, C, h, w); every shape
+static. The integers of each decision keep their names inside the graph (`plan.<layer>.pos`, ...), so that later
+stages can be asked for the decisions they took.
 
 Decoder: `image_embeddings` (1, C, h, w), `point_coords` (P, K, 2), `point_labels` (P, K), `mask_input`
 (P, 1, 4h, 4w), `has_mask_input` (1,) -> `low_res_masks` (P, M, 4h, 4w), `iou_predictions` (P, M) with all M masks
@@ -27,32 +27,34 @@ if TYPE_CHECKING:
 OPSET = 18
 
 
-def plan_output_names(layers: tuple[int, ...]) -> list[str]:
-    """Tensor names of the plans of these layers, in order."""
-    return [f"plan.{layer}.{part}" for layer in layers for part in ("pos", "slot")]
+def decision_names(encoder: nn.Module) -> list[str]:
+    """Tensor names of all decisions of a patched encoder, in order: "plan.3.pos", "grid.2.rows", ..."""
+    return [f"{name}.{part}" for name, parts in host_of(encoder).decisions_of(encoder) for part in parts]
 
 
-def merging_layers(encoder: nn.Module) -> tuple[int, ...]:
-    """Blocks of a patched encoder that really merge."""
-    blocks: Any = encoder.blocks
-    return tuple(i for i, block in enumerate(blocks) if hasattr(block, "_structsam"))
+def encoder_with_decisions(encoder: nn.Module, history: list[Any] | None = None) -> nn.Module:
+    """Wrap a (patched) encoder: image, and boxes if prompt-aware -> embedding, then the tensors of `decision_names`.
 
-
-def encoder_with_plans(encoder: nn.Module) -> nn.Module:
-    """Wrap a (patched) encoder so that it returns the embedding, then pos and slot of each merging layer."""
+    `history` receives the decisions of each forward pass, by name.
+    """
     import torch
 
-    class EncoderWithPlans(torch.nn.Module):  # type: ignore[misc]
+    host, names = host_of(encoder), decision_names(encoder)
+
+    class EncoderWithDecisions(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.encoder = encoder
 
-        def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            with host_of(encoder).recording(encoder) as plans:
+        def forward(self, image: torch.Tensor, boxes: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
+            with host.prompted(encoder, boxes), host.recording(encoder) as decisions:
                 embedding = self.encoder(image)
-            return embedding, *(t for _, p in sorted(plans.items()) for t in (p.pos, p.slot))
+            if history is not None:
+                history.append(decisions)
+            tensors = {f"{name}.{part}": t for name, d in decisions.items() for part, t in d.tensors.items()}
+            return embedding, *(tensors[name] for name in names)
 
-    return EncoderWithPlans().eval()
+    return EncoderWithDecisions().eval()
 
 
 def decoder_for_export(sam: Any) -> nn.Module:
@@ -102,7 +104,9 @@ def decoder_for_export(sam: Any) -> nn.Module:
     return Decoder().eval()
 
 
-def trace_encoder(encoder: nn.Module, image_size: int, path: Path, *, batch: int = 1, opset: int = OPSET) -> None:
+def trace_encoder(
+    encoder: nn.Module, image_size: int, path: Path, *, batch: int = 1, opset: int = OPSET, boxes: bool = False
+) -> None:
     """Export a (patched) encoder to ONNX at `path`; weights go to `<path>.data`.
 
     Args:
@@ -111,12 +115,15 @@ def trace_encoder(encoder: nn.Module, image_size: int, path: Path, *, batch: int
         path: file to write.
         batch: B, baked into the graph.
         opset: ONNX opset.
+        boxes: the graph also takes `boxes` (B, 4), the prompt in input pixels.
     """
     import torch
 
-    names = plan_output_names(merging_layers(encoder))
-    image = torch.zeros(batch, 3, image_size, image_size)
-    _export(encoder_with_plans(encoder), (image,), ["image"], ["image_embeddings", *names], None, opset, path)
+    inputs = {"image": torch.zeros(batch, 3, image_size, image_size)}
+    if boxes:
+        inputs["boxes"] = torch.tensor([[0.0, 0.0, 1.0, 1.0]]).repeat(batch, 1) * (image_size / 2)
+    outputs = ["image_embeddings", *decision_names(encoder)]
+    _export(encoder_with_decisions(encoder), tuple(inputs.values()), list(inputs), outputs, None, opset, path)
 
 
 def trace_decoder(sam: Any, path: Path, *, opset: int = OPSET) -> None:

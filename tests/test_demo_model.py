@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from structsam_export.methods import make_method
+from structsam_export.config import ExportConfig
 from structsam_export.models import load_model
+from structsam_export.schedule import resolve
 from structsam_export.validate.metrics import iou
-from structsam_export.validate.parity import eager_reference
 from structsam_export.validate.photos import bundled_photos
+from structsam_export.validate.stages import eager_reference
 
 
 def test_demo_model_finds_the_true_masks():
     loaded = load_model("demo")
     photos = bundled_photos()
-    found = eager_reference(loaded, make_method("structsam", 0.5), range(loaded.geometry.depth), photos)
+    found = eager_reference(loaded, resolve(ExportConfig(), loaded.geometry), photos)
     scores, filled = [], []
     for i, photo in enumerate(photos):
         for k, prompt in enumerate(photo.prompts):

@@ -15,8 +15,10 @@ from graphs import graph_of, node, traced
 
 from structsam_export.macs import block_macs, graph_macs, node_macs, paper_macs
 from structsam_export.methods import make_method
+from structsam_export.methods.base import MergeMethod
 from structsam_export.methods.tokens import Layout
 from structsam_export.models.geometry import EncoderGeometry, from_encoder
+from structsam_export.patch.roles import assign
 from structsam_export.rewrite import apply_rules
 
 
@@ -33,10 +35,9 @@ LAYERS = {"last5": (7, 8, 9, 10, 11), "global": (2, 5, 8, 11), "all": tuple(rang
 
 
 @dataclass(frozen=True)
-class Cells:
+class Cells(MergeMethod):
     """Merges cells at no cost of its own; `round` turns rate * N / 3 into a number of cells."""
 
-    rate: float
     round: object = floor
 
     def removed(self, layout):
@@ -110,7 +111,7 @@ def reductions(geometry, rounding, *, count_norms=False, proj_on_kept=False):
     dense = paper_macs(geometry) - uncounted
     found = []
     for rate in RATES if proj_on_kept else (0.3, *RATES):
-        method = Cells(rate, rounding)
+        method = Cells(rate, round=rounding)
         merged = paper_macs(geometry, method, layers) - uncounted
         merged -= saved_by_proj(geometry, method, layers) if proj_on_kept else 0
         found.append(round(100 * (merged / dense - 1), 1))
@@ -135,7 +136,7 @@ def test_with_layer_norms_counted_the_table_is_not_reproduced():
 
 def test_a_block_with_pads_computes_all_its_windows():
     """25 windows of 196 tokens: 4900, not 4096."""
-    global_block, windowed = block_macs(B, 2, None), block_macs(B, 0, None)
+    global_block, windowed = block_macs(B, 2), block_macs(B, 0)
     D, T = 768, 4096
     assert global_block == 4 * T * D * D + 2 * T * D * 3072 + 2 * T * T * D + T * 128 * D + 10 * T * D
     assert windowed == 4 * 4900 * D * D + 2 * T * D * 3072 + 2 * 25 * 196**2 * D + 4900 * 28 * D + 10 * T * D
@@ -143,7 +144,7 @@ def test_a_block_with_pads_computes_all_its_windows():
 
 def test_only_the_merged_layers_count_as_merged():
     method = Cells(0.5)
-    saved = block_macs(B, 2, None) - block_macs(B, 2, method)
+    saved = block_macs(B, 2) - block_macs(B, 2, assign(B, {2: method})[2])
     assert saved > 0
     assert paper_macs(B) - paper_macs(B, method, [2]) == saved
     assert paper_macs(B) - paper_macs(B, method, [2, 2]) == saved
@@ -211,7 +212,7 @@ def test_the_rewritten_dense_graph_adds_the_bias_products(tmp_path, tiny):
 def test_the_merged_graph_is_the_closed_form_with_proj_on_kept_tokens(tmp_path, tiny, variant):
     """The patched attention spreads positions by one-hot rows already when traced; only block 2 changes later.
 
-    `bsm` also merges by a one-hot product (K x 3K x D a call).
+    `bsm` also merges by a one-hot product (K x 3K x D a call), and compares one more channel where there are pads.
     """
     images, layers, geometry = 2, (0, 1), tiny[1]
     method = make_method("structsam", 0.5, variant)
@@ -220,7 +221,8 @@ def test_the_merged_graph_is_the_closed_form_with_proj_on_kept_tokens(tmp_path, 
     expected += folded_bias(geometry, method, layers)
     if variant == "bsm":
         for layout in (geometry.layout(i) for i in layers):
-            expected += 3 * (method.removed(layout) // 3) ** 2 * layout.calls * geometry.dim
+            pairs = 3 * (method.removed(layout) // 3) ** 2 * layout.calls
+            expected += pairs * (geometry.dim + layout.has_pads)
     assert graph_macs(saved(tmp_path / "raw.onnx", model)) == images * expected
     expected += folded_bias(geometry, None, [2])
     assert graph_macs(rewritten(tmp_path / "merged.onnx", model)) == images * expected

@@ -12,7 +12,7 @@ from conftest import tiny_encoder
 from structsam_export.methods import make_method
 from structsam_export.patch import patched
 from structsam_export.rewrite import rewrite
-from structsam_export.trace import encoder_with_plans, merging_layers, plan_output_names, trace_encoder
+from structsam_export.trace import decision_names, encoder_with_decisions, trace_encoder
 
 
 def traced(tmp_path, method, layers, batch=1, opset=18):
@@ -21,8 +21,8 @@ def traced(tmp_path, method, layers, batch=1, opset=18):
     image = torch.randn(batch, 3, 96, 96, generator=torch.Generator().manual_seed(3))
     with patched(encoder, method, layers):
         with torch.no_grad():
-            want = encoder_with_plans(encoder)(image)
-        names = plan_output_names(merging_layers(encoder))
+            want = encoder_with_decisions(encoder)(image)
+        names = decision_names(encoder)
         trace_encoder(encoder, 96, tmp_path / "raw.onnx", batch=batch, opset=opset)
     rewrite(tmp_path / "raw.onnx", tmp_path / "new.onnx", keep_outputs=("image_embeddings", *names))
     session = onnxruntime.InferenceSession(str(tmp_path / "new.onnx"), providers=["CPUExecutionProvider"])
@@ -32,7 +32,7 @@ def traced(tmp_path, method, layers, batch=1, opset=18):
 @pytest.mark.parametrize("variant", ["cell", "bsm"])
 def test_batch_of_two(tmp_path, variant):
     want, got, _ = traced(tmp_path, make_method("structsam", 0.5, variant), (0, 1, 2), batch=2)
-    assert len(want) == len(got) == 7
+    assert len(want) == len(got) == 10
     np.testing.assert_allclose(got[0], want[0].numpy(), atol=2e-5)
     for a, b in zip(got[1:], want[1:], strict=True):
         assert (a == b.numpy()).all()
@@ -49,4 +49,4 @@ def test_unmerged_blocks_are_folded_too(tmp_path):
     want, got, path = traced(tmp_path, make_method("structsam", 0.5), (1,))
     np.testing.assert_allclose(got[0], want[0].numpy(), atol=2e-5)
     names = {o.name for o in onnx.load(str(path)).graph.output}
-    assert names == {"image_embeddings", "plan.1.pos", "plan.1.slot"}
+    assert names == {"image_embeddings", "plan.1.pos", "plan.1.slot", "plan.1.sources"}

@@ -1,32 +1,44 @@
-"""The merge methods: one file each, one line here.
+"""The methods: one file each, one line here.
 
-A method is a frozen dataclass with `rate` and `variant`; it turns tokens into a `MergePlan` and knows no model.
-The class also states NAME, VARIANTS (default first), MAX_RATE, PROTECTS and SOURCE.
+A method is a frozen dataclass with `rate` and `variant`; it turns tokens into a plan and knows no model. `KIND` says
+what kind of plan:
+
+    merge   `MergePlan` for every attention call of a layer (`base.py`)
+    keys    `KeyPlan`: all tokens stay, each attends to fewer keys (`sparsesam.py`)
+    grid    `GridPlan`: from one block on, the whole encoder runs on a smaller grid (`cubist.py`)
+
+The class also states NAME, VARIANTS (variant -> largest rate, default first), COMPAT, PARAMS (parameters of its own
+with their limits), PROTECTS and SOURCE.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from structsam_export.errors import UsageError, unknown_name
-
-if TYPE_CHECKING:
-    from structsam_export.methods.plan import MergePlan
-    from structsam_export.methods.tokens import Layout, Tokens
 
 METHODS = {
     "none": "structsam_export.methods.none:NoMerge",
     "structsam": "structsam_export.methods.structsam:StructSAM",
+    "gradtome": "structsam_export.methods.gradtome:GradToMe",
+    "tome": "structsam_export.methods.tome:ToMe",
+    "tomesd": "structsam_export.methods.tomesd:ToMeSD",
+    "pitome": "structsam_export.methods.pitome:PiToMe",
+    "vidtome": "structsam_export.methods.vidtome:VidToMe",
+    "algm": "structsam_export.methods.algm:ALGM",
+    "sparsesam": "structsam_export.methods.sparsesam:SparseSAM",
 }
+# Forms of a method that take a prompt; `--prompt-aware`.
+PROMPT_AWARE = {"structsam": "structsam_export.methods.prompt_aware:PromptAwareStructSAM"}
 
 
 class Method(Protocol):
-    """What `patch` needs of a method; `removed`, and with it every shape, depends on the layout alone."""
+    """What all kinds have in common."""
 
+    KIND: ClassVar[str]
     NAME: ClassVar[str]
-    VARIANTS: ClassVar[tuple[str, ...]]
-    MAX_RATE: ClassVar[float]
+    VARIANTS: ClassVar[dict[str, float]]
     PROTECTS: ClassVar[str]
     SOURCE: ClassVar[str]
 
@@ -34,9 +46,6 @@ class Method(Protocol):
     def rate(self) -> float: ...
     @property
     def variant(self) -> str: ...
-    def removed(self, layout: Layout) -> int: ...
-    def plan(self, tokens: Tokens) -> MergePlan: ...
-    def macs(self, layout: Layout, head_dim: int) -> int: ...
 
 
 def method_class(name: str) -> Any:
@@ -47,26 +56,79 @@ def method_class(name: str) -> Any:
     """
     if name not in METHODS:
         raise unknown_name("method", name, METHODS)
-    module, symbol = METHODS[name].split(":")
+    return load(METHODS[name])
+
+
+def load(target: str) -> Any:
+    """The class at "module:Class"."""
+    module, symbol = target.split(":")
     return getattr(import_module(module), symbol)
 
 
-def make_method(name: str, rate: float | None = None, variant: str | None = None) -> Method:
+def make_method(
+    name: str,
+    rate: float | None = None,
+    variant: str | None = None,
+    compat: str | None = None,
+    prompt_aware: bool = False,
+    **params: Any,
+) -> Any:
     """A configured method; `None` means the method's own default.
 
+    Args:
+        name: a key of METHODS.
+        rate: fraction of tokens removed.
+        variant: a key of the method's VARIANTS.
+        compat: one of the method's COMPAT, to reproduce published behaviour.
+        prompt_aware: protect what the prompt shows; structsam only.
+        params: the method's own parameters, as numbers or text.
+
     Raises:
-        UsageError: unknown name or variant, or a rate outside [0, MAX_RATE].
+        UsageError: unknown name, variant or parameter, or a value outside its limits.
     """
     cls = method_class(name)
+    if prompt_aware:
+        if name not in PROMPT_AWARE:
+            raise UsageError(f"Method '{name}' has no --prompt-aware form. Methods that do: {', '.join(PROMPT_AWARE)}.")
+        cls = load(PROMPT_AWARE[name])
     if variant is not None and variant not in cls.VARIANTS:
         raise UsageError(f"Method '{name}' has no variant '{variant}'. Its variants: {', '.join(cls.VARIANTS)}.")
+    if compat is not None and compat not in cls.COMPAT:
+        known = f"Its choices: {', '.join(cls.COMPAT)}." if cls.COMPAT else "Leave --compat away."
+        raise UsageError(f"Method '{name}' has no --compat '{compat}'. {known}")
     if rate is not None and name == "none":
         rate = None  # the dense model has no rate; scripts that loop over methods may still pass one
-    if rate is not None and not 0 <= rate <= cls.MAX_RATE:
+    chosen = variant or next(iter(cls.VARIANTS))
+    most = cls.VARIANTS[chosen]
+    if rate is not None and not 0 <= rate <= most:
         raise UsageError(
-            f"Rate {rate:g} is out of range for method '{name}': it removes between 0 and {cls.MAX_RATE:g} "
-            f"of the tokens. Pass --rate {cls.MAX_RATE:g} or less."
+            f"Rate {rate:g} is out of range for method '{name}' ({chosen}): it removes between 0 and {most:g} "
+            f"of the tokens. Pass --rate {most:g} or less."
         )
-    given = {"rate": rate, "variant": variant}
-    made: Method = cls(**{k: v for k, v in given.items() if v is not None})
-    return made
+    given = {"rate": rate, "variant": variant, "compat": compat}
+    own = {key: parameter(cls, key, value) for key, value in params.items()}
+    return cls(**{k: v for k, v in given.items() if v is not None}, **own)
+
+
+def parameter(cls: Any, key: str, value: Any) -> Any:
+    """A method's own parameter, checked against its limits and given the type of its default.
+
+    Raises:
+        UsageError: unknown, not a number, or outside the limits.
+    """
+    if key not in cls.PARAMS:
+        known = f"Its parameters: {', '.join(cls.PARAMS)}." if cls.PARAMS else "It has none."
+        raise UsageError(f"Method '{cls.NAME}' has no parameter '{key}'. {known}")
+    limits = cls.PARAMS[key]
+    if isinstance(limits[0], str):
+        if value not in limits:
+            raise UsageError(f"Parameter {key}='{value}' of '{cls.NAME}' is unknown. Choose from: {', '.join(limits)}.")
+        return value
+    kind = type(cls.__dataclass_fields__[key].default)
+    try:
+        number = kind(value)
+    except (TypeError, ValueError):
+        raise UsageError(f"Parameter {key}='{value}' of '{cls.NAME}' is no {kind.__name__} number.") from None
+    if not limits[0] <= number <= limits[1]:
+        raise UsageError(f"Parameter {key}={value} of '{cls.NAME}' must lie between {limits[0]:g} and {limits[1]:g}.")
+    return number

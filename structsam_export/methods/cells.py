@@ -31,10 +31,10 @@ def cell_indices(side: tuple[int, int]) -> tuple[tuple[tuple[int, ...], ...], tu
     return cells, tuple(t for t in range(h * w) if t not in inside)
 
 
-def merged_cells(layout: Layout, rate: float) -> int:
+def merged_cells(layout: Layout, rate: float, *, pads_first: bool = True) -> int:
     """K = floor(rate * N / 3), at most the cells a call can merge without mixing pads and real tokens."""
-    pure = min(sum(rank <= 0 for rank in window) for window in pad_ranks(layout))
-    return min(pure, floor(layout.tokens * rate / (SIZE - 1) + 1e-9))
+    allowed = min(sum(rank <= 0 or not pads_first for rank in window) for window in pad_ranks(layout))
+    return min(allowed, floor(layout.tokens * rate / (SIZE - 1) + 1e-9))
 
 
 def group_by_cell(values: Tensor, side: tuple[int, int]) -> Tensor:
@@ -70,6 +70,67 @@ def pad_ranks(layout: Layout) -> tuple[tuple[float, ...], ...]:
     return tuple(
         tuple(rank(i, sum(window[t] for t in cell)) for i, cell in enumerate(cells)) for window in layout.pads()
     )
+
+
+def rank_pads_first(rank_by: Tensor, layout: Layout) -> Tensor:
+    """Scores of cells (B, C), smallest merges first, with those of cells that hold pads replaced by `pad_ranks`."""
+    import torch
+
+    if not layout.has_pads:
+        return rank_by
+    instead = torch.tensor(pad_ranks(layout), device=rank_by.device, dtype=rank_by.dtype)
+    instead = instead.repeat(rank_by.shape[0] // instead.shape[0], 1)
+    return torch.where(instead == 0, rank_by, instead)
+
+
+@lru_cache(maxsize=64)
+def pads_of_cells(layout: Layout) -> tuple[tuple[tuple[bool, ...], ...], ...]:
+    """Which of the four tokens of each cell are pads, as constants (windows, C, 4)."""
+    cells, _ = cell_indices(layout.side)
+    return tuple(tuple(tuple(window[t] for t in cell) for cell in cells) for window in layout.pads())
+
+
+@lru_cache(maxsize=64)
+def mergeable_sources(layout: Layout) -> int:
+    """Sources that every call can merge if each cell has one destination: a real token unless all four are pads."""
+    cells, _ = cell_indices(layout.side)
+    least = layout.tokens - len(cells)
+    for pads, by_cell in zip(layout.pads(), pads_of_cells(layout)):
+        pad_dst = sum(all(cell) for cell in by_cell)
+        pad_src = sum(pads) - pad_dst
+        real_src = layout.tokens - len(cells) - pad_src
+        least = min(least, (real_src if pad_dst < len(cells) else 0) + (pad_src if pad_dst else 0))
+    return least
+
+
+def partition_by_cell(energy: Tensor, layout: Layout, plain: bool) -> tuple[Tensor, Tensor]:
+    """The token of lowest energy (B, N) of each cell is its destination, all other tokens are sources.
+
+    Args:
+        energy: float32, one value a token.
+        layout: the layer's layout.
+        plain: pads are ordinary tokens; otherwise a cell with real tokens has a real destination.
+
+    Returns:
+        Sources (B, N - C), cell by cell and then an odd last row or column, and destinations (B, C).
+    """
+    import torch
+
+    B, device = energy.shape[0], energy.device
+    cells, rest = cell_indices(layout.side)
+    by_cell = group_by_cell(energy, layout.side)
+    if layout.has_pads and not plain:
+        pads = torch.tensor(pads_of_cells(layout), device=device, dtype=energy.dtype)
+        pads = pads.repeat(B // pads.shape[0], 1, 1)
+        # A different amount for each, so that no runtime has a tie to break.
+        by_cell = torch.where(pads > 0, 1e9 * (1 + torch.arange(SIZE, device=device)), by_cell)
+    lowest = by_cell.argmin(-1)
+    table = torch.tensor(cells, device=device).flatten()
+    first = torch.arange(len(cells), device=device) * SIZE
+    dst = table[first + lowest]
+    src = table[first[:, None] + torch.tensor(OTHERS, device=device)[lowest]].flatten(1)
+    leftover = torch.tensor(rest, dtype=torch.int64, device=device).expand(B, -1)
+    return torch.cat([src, leftover], 1), dst
 
 
 def cell_plan(rank_by: Tensor, dst: Tensor, layout: Layout, merged: int) -> MergePlan:

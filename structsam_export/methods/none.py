@@ -5,21 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from structsam_export.methods.base import MergeMethod
+
 if TYPE_CHECKING:
     from structsam_export.methods.plan import MergePlan
     from structsam_export.methods.tokens import Layout, Tokens
 
 
 @dataclass(frozen=True)
-class NoMerge:
+class NoMerge(MergeMethod):
     """Keeps every token (rate 0)."""
 
     rate: float = 0.0
     variant: str = "dense"
 
     NAME: ClassVar[str] = "none"
-    VARIANTS: ClassVar[tuple[str, ...]] = ("dense",)
-    MAX_RATE: ClassVar[float] = 0.0
+    VARIANTS: ClassVar[dict[str, float]] = {"dense": 0.0}
+    COMPAT: ClassVar[tuple[str, ...]] = ()
     PROTECTS: ClassVar[str] = "everything"
     SOURCE: ClassVar[str] = "Segment Anything, arXiv 2304.02643"
 

@@ -12,8 +12,9 @@ row gather. No boolean masks and no scatter of values, so every plan exports to 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,6 +41,9 @@ class MergePlan:
     groups: int
     reduce: str = "mean"
     equal: bool = False
+
+    # The tensors that hold the decisions: traced graphs name them, validation reads and replaces them.
+    parts: ClassVar[tuple[str, ...]] = ("pos", "slot", "sources")
 
     @property
     def kept(self) -> int:
@@ -70,6 +74,54 @@ class MergePlan:
         """Copy slots (B, n, D) back to every token they hold (B, N, D)."""
         return rows(y, self.slot)
 
+    def through(self, x: Tensor, compute: Callable[[Tensor, Tensor | None], Tensor]) -> Tensor:
+        """Merge x (B, N, D), compute(slots, pos) on the slots, unmerge the result."""
+        return self.unmerge(compute(self.merge(x), self.pos))
+
     def destination(self) -> Tensor:
         """The original index each token was merged into, (B, N): the decision, whatever the slots' order."""
         return self.pos.gather(1, self.slot)
+
+
+@dataclass(frozen=True)
+class SplitPlan:
+    """Some attention calls of an image stay dense, the others merge by a plan of their own.
+
+    Args:
+        order: (B, W) int64, the W calls of an image, dense ones first.
+        dense: calls that stay dense, the same number for every image.
+        merge: plan of the other calls, (B * (W - dense), ...) in that order.
+    """
+
+    order: Tensor
+    dense: int
+    merged: MergePlan
+
+    parts: ClassVar[tuple[str, ...]] = ("order", "pos", "slot", "sources")
+
+    @property
+    def pos(self) -> Tensor:
+        return self.merged.pos
+
+    @property
+    def slot(self) -> Tensor:
+        return self.merged.slot
+
+    @property
+    def sources(self) -> Tensor:
+        return self.merged.sources
+
+    def through(self, x: Tensor, compute: Callable[[Tensor, Tensor | None], Tensor]) -> Tensor:
+        """compute(tokens, None) on the dense calls of x (B * W, N, D), and as `MergePlan.through` on the others."""
+        import torch
+
+        B, W = self.order.shape
+        x = x.view(B, W, -1)
+        size = (-1, self.merged.slot.shape[1], x.shape[-1] // self.merged.slot.shape[1])
+        picked = rows(x, self.order)
+        dense = compute(picked[:, : self.dense].reshape(size), None)
+        merged = self.merged.through(picked[:, self.dense :].reshape(size), compute)
+        out = torch.cat([dense.reshape(B, self.dense, -1), merged.reshape(B, W - self.dense, -1)], 1)
+        place = torch.zeros_like(self.order)
+        place = place.scatter(1, self.order, torch.arange(W, device=place.device).expand(B, W))
+        return rows(out, place).view(B * W, *size[1:])

@@ -73,7 +73,11 @@ class Layout:
 
 @dataclass(frozen=True)
 class Tokens:
-    """`features` (B, H, W, d): the block's normalised tokens averaged over heads, before any window is cut."""
+    """`features` (B, H, W, d): the block's normalised tokens averaged over heads, before any window is cut.
+
+    `region` (B, H, W) float, 1 where a token belongs to the prompt; None without a prompt.
+    """
 
     features: Tensor
     layout: Layout
+    region: Tensor | None = None

@@ -56,9 +56,28 @@ class EncoderGeometry:
         """How block `layer` cuts the token grid into attention calls."""
         return Layout(self.grid, self.windows[layer])
 
+    @property
+    def windowed_layout(self) -> Layout:
+        """The layout of the windowed blocks; the whole grid if there are none."""
+        return Layout(self.grid, max(self.windows, default=0))
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON holds them (tuples become lists)."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+def sam_geometry(dim: int, depth: int, heads: int, global_layers: tuple[int, ...]) -> EncoderGeometry:
+    """SAM's encoder at 1024 pixels, of one size."""
+    windows = tuple(0 if i in global_layers else 14 for i in range(depth))
+    return EncoderGeometry(1024, 16, (64, 64), dim, depth, heads, 4 * dim, 256, windows)
+
+
+# For what can be said of a model without its weights.
+GEOMETRIES = {
+    "vit_b": sam_geometry(768, 12, 12, (2, 5, 8, 11)),
+    "vit_l": sam_geometry(1024, 24, 16, (5, 11, 17, 23)),
+    "vit_h": sam_geometry(1280, 32, 16, (7, 15, 23, 31)),
+}
 
 
 def from_encoder(encoder: Any) -> EncoderGeometry:

@@ -6,7 +6,7 @@ A host is a model family whose blocks can be patched. Hosts know no method: all 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from structsam_export.methods import Method
 
-# Class name of the encoder -> module with `apply(encoder, method, layers)`, `remove(encoder)`, `recording(encoder)`.
+# Class name of the encoder -> module with `apply(encoder, blocks, mlp)`, `remove(encoder)`, `recording(encoder)` ...
 HOSTS = {"ImageEncoderViT": "structsam_export.patch.sam"}
 
 
@@ -35,10 +35,32 @@ def host_of(encoder: nn.Module) -> Any:
     return import_module(HOSTS[names[0]])
 
 
-def apply_patch(encoder: nn.Module, method: Method, layers: Sequence[int]) -> nn.Module:
-    """Merge tokens by `method` in the given blocks, in place; an earlier patch is removed first."""
+def blocks_of(method: Method | Mapping[int, Method], layers: Iterable[int] | None) -> dict[int, Method]:
+    """One method for `layers`, or a method for each block, as a mapping from block to method."""
+    if isinstance(method, Mapping):
+        return dict(method)
+    return dict.fromkeys(sorted(set(layers or ())), method)
+
+
+def apply_patch(
+    encoder: nn.Module,
+    method: Method | Mapping[int, Method],
+    layers: Iterable[int] | None = None,
+    mlp: Any = None,
+) -> nn.Module:
+    """Merge tokens in place; an earlier patch is removed first.
+
+    Args:
+        encoder: a SAM image encoder.
+        method: one method for all of `layers`, or a mapping from block to method.
+        layers: blocks to patch, not read with a mapping.
+        mlp: MLP policy of `methods.mlp`, or None for dense MLPs.
+
+    Raises:
+        UsageError: no host knows the encoder, or the methods cannot work together on it.
+    """
     remove_patch(encoder)
-    host_of(encoder).apply(encoder, method, layers)
+    host_of(encoder).apply(encoder, blocks_of(method, layers), mlp)
     return encoder
 
 
@@ -49,9 +71,14 @@ def remove_patch(encoder: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def patched(encoder: nn.Module, method: Method, layers: Sequence[int]) -> Iterator[nn.Module]:
+def patched(
+    encoder: nn.Module,
+    method: Method | Mapping[int, Method],
+    layers: Iterable[int] | None = None,
+    mlp: Any = None,
+) -> Iterator[nn.Module]:
     """`apply_patch` for the length of a `with` block; removed even after an exception."""
-    apply_patch(encoder, method, layers)
+    apply_patch(encoder, method, layers, mlp)
     try:
         yield encoder
     finally:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from structsam_export.report import pictures
-from structsam_export.validate.metrics import destinations, mask_ious
+from structsam_export.validate.metrics import mask_ious
 
 if TYPE_CHECKING:
     from structsam_export.models.geometry import EncoderGeometry
-    from structsam_export.validate.parity import Validation
+    from structsam_export.validate.stages import Validation
 
 NAMES = {
     "dense": "PyTorch, unpatched",
@@ -76,24 +74,20 @@ def photo_rows(found: Validation) -> list[dict[str, Any]]:
 
 
 def token_maps(found: Validation, geometry: EncoderGeometry, limit: int = 3) -> list[dict[str, Any]]:
-    """Merged-token maps of the first photos, one picture per merging layer."""
+    """Merged-token maps of the first photos, one picture for every decision of PyTorch."""
     maps = []
-    for i, photo in enumerate(found.photos[:limit]):
+    for photo, ready, decisions in list(zip(found.photos, found.prepared, found.decisions))[:limit]:
         shots = {}
-        for layer in found.layers:
-            groups = groups_on_grid(found.stages["eager"].outputs[i], layer, geometry)
-            window = geometry.windows[layer]
-            name = f"block {layer}, " + (f"{window}x{window} windows" if window else "global")
-            shots[name] = pictures.data_uri(pictures.token_map(found.prepared[i], photo.image, groups), 240)
+        for name, decision in decisions.items():
+            kind, block = name.split(".")
+            window = geometry.windows[int(block)]
+            where = f"{window}x{window} windows" if window else "global"
+            caption = {
+                "plan": f"block {block}, {where}",
+                "grid": f"from block {block} on",
+                "mlp": f"MLP, by block {block}",
+            }
+            groups = pictures.groups_on_grid(decision.plan, geometry.layout(int(block)))
+            shots[caption[kind]] = pictures.data_uri(pictures.token_map(ready, photo.image, groups), 240)
         maps.append({"name": photo.name, "shots": shots})
-    return maps if found.layers else []
-
-
-def groups_on_grid(outputs: dict[str, np.ndarray], layer: int, geometry: EncoderGeometry) -> np.ndarray:
-    """Group id of every token on the grid (H, W), pads dropped; ids differ between windows."""
-    import torch
-
-    layout = geometry.layout(layer)
-    target = destinations(outputs, layer)
-    target = target + np.arange(len(target))[:, None] * layout.tokens
-    return np.asarray(layout.unpartition(torch.from_numpy(target)[..., None])[0, ..., 0])
+    return maps if found.names else []

@@ -29,12 +29,14 @@ INLINE_LIMIT = 1_500_000_000
 
 
 def apply_rules(graph: gs.Graph, skipped: list[str] | None = None) -> dict[str, int]:
-    """Run every rule once, in order; returns rule -> times fired."""
+    """Run every rule once, in order, and fold constants again; returns rule -> times fired."""
     counts: dict[str, int] = {}
     reasons: list[str] = [] if skipped is None else skipped
     for name, module in RULES.items():
         counts[name] = import_module(module).apply(graph, reasons)
         graph.cleanup(remove_unused_graph_inputs=False).toposort()
+    # Rules that meet fixed indices leave arithmetic on constants behind.
+    counts["fold_constants"] += import_module(RULES["fold_constants"]).apply(graph, reasons)
     return counts
 
 

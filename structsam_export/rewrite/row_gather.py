@@ -26,7 +26,7 @@ def apply(graph: gs.Graph, skipped: list[str]) -> int:
         if shape is None or len(shape) != 3 or node.attrs.get("axis", 0) != 1:
             skipped.append(f"row_gather: {node.name}: not axis 1 of a (B, N, D) tensor of known shape")
             continue
-        index = row_index(spread, shape)
+        index = fixed_row_index(graph, spread, shape) or row_index(spread, shape)
         if index is None:
             skipped.append(f"row_gather: {node.name}: the index differs between channels")
             continue
@@ -38,6 +38,14 @@ def apply(graph: gs.Graph, skipped: list[str]) -> int:
         node.op, node.attrs, node.inputs = "Gather", {"axis": 0}, [flat, index]
         fired += 1
     return fired
+
+
+def fixed_row_index(graph: gs.Graph, spread: Any, data: list[int]) -> Any | None:
+    """The (B, k) index of a constant (B, k, D) one that is the same for all channels, or None."""
+    values = getattr(spread, "values", None)
+    if values is None or values.ndim != 3 or values.shape[0] != data[0] or values.shape[2] != data[2]:
+        return None
+    return integers(graph, f"{spread.name}.rows", values[..., 0]) if (values == values[..., :1]).all() else None
 
 
 def row_index(spread: Any, data: list[int]) -> Any | None:

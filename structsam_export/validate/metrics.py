@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -37,19 +36,3 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
 def mask_ious(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> list[float]:
     """IoU of every pair of masks; both are lists over photos of (P, h, w)."""
     return [iou(a, b) for one, two in zip(first, second) for a, b in zip(one, two)]
-
-
-def destinations(outputs: Any, layer: int) -> np.ndarray:
-    """Original index each token was merged into, (B, N), from a stage's `plan.<layer>.*` outputs."""
-    pos, slot = np.asarray(outputs[f"plan.{layer}.pos"]), np.asarray(outputs[f"plan.{layer}.slot"])
-    return np.take_along_axis(pos, slot, axis=1)
-
-
-def decision_agreement(first: Sequence[Any], second: Sequence[Any], layers: Sequence[int]) -> dict[int, float]:
-    """Share of tokens that go to the same destination in both stages, by layer, over all photos."""
-    return {
-        layer: float(
-            np.mean([(destinations(a, layer) == destinations(b, layer)).mean() for a, b in zip(first, second)])
-        )
-        for layer in layers
-    }

@@ -1,105 +1,37 @@
-"""Runs every stage on the photos and judges it against the one before."""
+"""Judges every stage against the one before."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from structsam_export.artifact import Manifest
-from structsam_export.benchmark import interleaved, percentiles
 from structsam_export.console import stage
-from structsam_export.patch import patched
-from structsam_export.runtime.images import Prepared, prepare
-from structsam_export.trace import encoder_with_plans, plan_output_names
-from structsam_export.validate import masks as stage_masks
-from structsam_export.validate.metrics import decision_agreement, embedding_errors, iou, mask_ious
-from structsam_export.validate.photos import Photo
-from structsam_export.validate.runners import eager_runner, engine_runner, ort_runner, run, with_plan_outputs
+from structsam_export.validate.decisions import agreement, first_image, ties
+from structsam_export.validate.metrics import embedding_errors, iou, mask_ious
+from structsam_export.validate.runners import engine_runner, run
+from structsam_export.validate.stages import Stage, Validation, draw_stage, feeds_of, onnx_stage
 
-if TYPE_CHECKING:
-    from structsam_export.methods import Method
-    from structsam_export.models import LoadedModel
-
-# FP32 gates: a stage passes if all hold. Relative to the largest value of the embedding.
+# FP32 gates: a stage passes if all hold. Relative to the largest value of the embedding; decisions apart from ties.
 GATES = {"max_rel": 1e-4, "mask_iou_mean": 0.9999, "decision_agreement": 1.0}
-# Above this, two encoders side by side would cost too much memory; latency then comes from the validation runs.
-INTERLEAVE_LIMIT = 1_000_000_000
-ROUNDS = 7
-
-
-@dataclass
-class Stage:
-    """What one stage computed: outputs per photo, masks per photo (P, h, w), seconds per photo."""
-
-    name: str
-    outputs: list[dict[str, Any]]
-    masks: list[np.ndarray]
-    seconds: list[float]
-
-    @property
-    def embeddings(self) -> list[np.ndarray]:
-        return [o["image_embeddings"] for o in self.outputs]
-
-
-@dataclass
-class Validation:
-    """Everything the report shows: the numbers, and the stages they came from."""
-
-    photos: Sequence[Photo]
-    prepared: Sequence[Prepared]
-    stages: dict[str, Stage]
-    layers: tuple[int, ...]
-    parity: dict[str, Any] = field(default_factory=dict)
-    quality: dict[str, Any] = field(default_factory=dict)
-    latency: dict[str, Any] = field(default_factory=dict)
-    executed: tuple[str, ...] = ()
-
-    @property
-    def passed(self) -> bool:
-        return all(row["passed"] for row in self.parity.values())
-
-
-def eager_reference(loaded: LoadedModel, method: Method, layers: Sequence[int], photos: Sequence[Photo]) -> Validation:
-    """Run the unpatched and the patched model in PyTorch; everything after is compared with the latter."""
-    sam, size = loaded.sam, loaded.geometry.image_size
-    prepared = [prepare(photo.image, size, loaded.spec.preprocessing) for photo in photos]
-    decode = stage_masks.torch_decoder(sam)
-    encoder, stages = sam.image_encoder, {}
-    with stage(f"eager PyTorch, unpatched and patched, {len(photos)} photos") as say:
-        dense = run(eager_runner(encoder, ["image_embeddings"], "dense"), feeds_of(prepared, 1), say)
-        with patched(encoder, method, layers):
-            merging = tuple(i for i, block in enumerate(encoder.blocks) if hasattr(block, "_structsam"))
-            names = ["image_embeddings", *plan_output_names(merging)]
-            eager = run(eager_runner(encoder_with_plans(encoder), names, "eager"), feeds_of(prepared, 1), say)
-    for name, (outputs, seconds) in (("dense", dense), ("eager", eager)):
-        embeddings = [o["image_embeddings"] for o in outputs]
-        drawn = stage_masks.stage_masks(decode, embeddings, photos, prepared, size)
-        stages[name] = Stage(name, outputs, drawn, seconds)
-    found = Validation(photos, prepared, stages, merging)
-    found.quality = quality(found)
-    return found
-
-
-def feeds_of(prepared: Sequence[Prepared], batch: int) -> list[dict[str, Any]]:
-    """Encoder inputs; a batch repeats the photo, and every entry must then come out the same."""
-    return [{"image": np.repeat(ready.tensor, batch, 0)} for ready in prepared]
+# What a report also says of stages that were not given PyTorch's decisions.
+FREE_RUNNING = ("max_rel", "mask_iou_mean", "mask_iou_min", "decision_agreement")
 
 
 def check_onnx(found: Validation, folder: Path, manifest: Manifest, size: int) -> None:
-    """Run the traced and the rewritten ONNX files on ONNX Runtime and add them to `found`."""
+    """Run the traced and the rewritten ONNX files on ONNX Runtime, and judge them."""
+    found.quality = quality(found)
     files = {"onnx_raw": ("encoder.raw.onnx", "decoder.raw.onnx"), "onnx": ("encoder.onnx", "decoder.onnx")}
-    for name, (encoder, decoder) in files.items():
-        paths = [manifest.verified(folder, file) for file in (encoder, decoder)]
-        with stage(f"ONNX Runtime, {encoder}") as say:
-            with with_plan_outputs(paths[0], plan_output_names(found.layers)) as readable:
-                outputs, seconds = run(ort_runner(readable, name), feeds_of(found.prepared, manifest.config.batch), say)
-            with ort_runner(paths[1], f"{name} decoder") as active:
-                add_stage(found, name, outputs, seconds, active, size)
+    feeds = feeds_of(found.photos, found.prepared, manifest.config.batch, manifest.config.prompt_aware)
+    eager = found.stages["eager"]
+    for name, paths in files.items():
+        found.stages[name] = onnx_stage(found, name, folder, manifest, paths, feeds, size, given=False)
+    if any(not same_decisions(eager, found.stages[name]) for name in files):
+        found.given["eager"] = eager
+        for name, paths in files.items():
+            found.given[name] = onnx_stage(found, name, folder, manifest, paths, feeds, size, given=True)
     compare(found, "onnx_raw", "eager")
     compare(found, "onnx", "onnx_raw")
 
@@ -116,55 +48,65 @@ def check_engines(found: Validation, folder: Path, manifest: Manifest, size: int
     paths = {part: manifest.verified(folder, e["file"]) for part, e in here.items()}
     backend = here["encoder"]["backend"]
     with stage(f"{backend} engines on this GPU") as say:
-        feeds = feeds_of(found.prepared, manifest.config.batch)
+        feeds = feeds_of(found.photos, found.prepared, manifest.config.batch, manifest.config.prompt_aware)
         outputs, seconds = run(engine_runner(paths["encoder"], backend, "engine"), feeds, say)
         with engine_runner(paths["decoder"], backend, "engine decoder") as active:
-            add_stage(found, "engine", outputs, seconds, active, size)
+            found.stages["engine"] = draw_stage(found, "engine", outputs, seconds, active, size)
     compare(found, "engine", "onnx")
     found.executed = tuple(e["file"] for e in here.values())
     for engine in here.values():
         engine["executed"] = True
 
 
-def add_stage(
-    found: Validation, name: str, outputs: list[dict[str, Any]], seconds: list[float], decoder: Any, size: int
-) -> None:
-    """Draw a stage's masks with its own decoder and keep the results."""
-    embeddings = [o["image_embeddings"] for o in outputs]
-    decode = stage_masks.runner_decoder(decoder)
-    drawn = stage_masks.stage_masks(decode, embeddings, found.photos, found.prepared, size)
-    found.stages[name] = Stage(name, outputs, drawn, seconds)
-
-
 def compare(found: Validation, name: str, before: str) -> None:
-    """Judge one stage against another; every number the verdict rests on goes into `parity`."""
-    a, b = found.stages[before], found.stages[name]
-    batch = b.embeddings[0].shape[0]
-    first = [np.repeat(e, batch, 0) if e.shape[0] == 1 else e for e in a.embeddings]
-    row: dict[str, Any] = {"against": before, **embedding_errors(first, b.embeddings)}
-    ious = mask_ious(a.masks, b.masks)
-    row |= {"mask_iou_mean": float(np.mean(ious)), "mask_iou_min": min(ious), "masks": len(ious)}
+    """Judge one stage against another; every number the verdict rests on goes into `parity`.
+
+    Stages that decided differently are judged by how they compute with equal decisions, and by whether the
+    differences are ties; what they do left alone is under `free_running`.
+    """
+    free = found.stages[before], found.stages[name]
+    row: dict[str, Any] = {"against": before, **numbers(*free)}
+    decides = found.names and all(set(found.names) & set(s.outputs[0]) for s in free)
     row["decision_agreement"] = None
-    if found.layers and all(f"plan.{found.layers[0]}.pos" in s.outputs[0] for s in (a, b)):
-        per_window = [{k: _first_image(v, o, batch) for k, v in o.items()} for o in b.outputs]
-        by_layer = decision_agreement(
-            [{k: _first_image(v, o, o["image_embeddings"].shape[0]) for k, v in o.items()} for o in a.outputs],
-            per_window,
-            found.layers,
-        )
-        row["decision_agreement"] = float(np.mean(list(by_layer.values())))
-        row["decision_agreement_by_layer"] = {str(k): v for k, v in by_layer.items()}
+    if decides:
+        row |= agreements(*free)
+    if decides and name in found.given:
+        judged = found.given[before], found.given[name]
+        row["free_running"] = {key: row[key] for key in FREE_RUNNING}
+        row |= {**numbers(*judged), **agreements(*judged)}
+        row["ties"] = ties(found.decisions, *([first_image(o) for o in s.outputs] for s in judged))
+    untied = row["ties"]["differ"] - row["ties"]["ties"] if "ties" in row else 0
     row["passed"] = (
         row["max_rel"] <= GATES["max_rel"]
         and row["mask_iou_mean"] >= GATES["mask_iou_mean"]
-        and row["decision_agreement"] in (None, GATES["decision_agreement"])
+        and (row["decision_agreement"] in (None, GATES["decision_agreement"]) or ("ties" in row and untied == 0))
     )
     found.parity[name] = row
 
 
-def _first_image(value: np.ndarray, outputs: dict[str, Any], batch: int) -> np.ndarray:
-    """The rows of the first image of a batch; windows of one image stand together."""
-    return value[: value.shape[0] // batch]
+def numbers(first: Stage, second: Stage) -> dict[str, Any]:
+    """Errors of embeddings and overlap of masks."""
+    batch = second.embeddings[0].shape[0]
+    reference = [np.repeat(e, batch, 0) if e.shape[0] == 1 else e for e in first.embeddings]
+    ious = mask_ious(first.masks, second.masks)
+    return {
+        **embedding_errors(reference, second.embeddings),
+        "mask_iou_mean": float(np.mean(ious)),
+        "mask_iou_min": min(ious),
+        "masks": len(ious),
+    }
+
+
+def agreements(first: Stage, second: Stage) -> dict[str, Any]:
+    """Share of equal decisions, overall and by name."""
+    by_name = agreement([first_image(o) for o in first.outputs], [first_image(o) for o in second.outputs])
+    return {"decision_agreement": float(np.mean(list(by_name.values()))), "decision_agreement_by_name": by_name}
+
+
+def same_decisions(first: Stage, second: Stage) -> bool:
+    """Whether two stages decided alike everywhere."""
+    pairs = [first_image(o) for o in first.outputs], [first_image(o) for o in second.outputs]
+    return all(share == 1 for share in agreement(*pairs).values())
 
 
 def quality(found: Validation) -> dict[str, Any]:
@@ -179,43 +121,3 @@ def quality(found: Validation) -> dict[str, Any]:
         row[f"miou_true_{name}"] = float(np.mean(scores)) if scores else None
     row["true_masks"] = len(truths)
     return row
-
-
-def measure_latency(
-    found: Validation, loaded: LoadedModel | None, method: Method, layers: Sequence[int], folder: Path, batch: int
-) -> None:
-    """Encoder latency in milliseconds of one batch on this machine's CPU.
-
-    Small models are timed in interleaved rounds; where that would not fit in memory, the validation runs' own times
-    are given (`interleaved` says which).
-    """
-    weights = (folder / "encoder.onnx").stat().st_size
-    if loaded is None or weights > INTERLEAVE_LIMIT or (folder / "encoder.onnx.data").exists():
-        found.latency = {name: percentiles(s.seconds) | {"interleaved": False} for name, s in found.stages.items()}
-        return
-    import torch
-
-    feed = feeds_of(found.prepared[:1], batch)[0]
-    image = torch.as_tensor(feed["image"])
-    encoder = loaded.sam.image_encoder
-
-    def eager_dense() -> None:
-        with torch.no_grad():
-            encoder(image)
-
-    def eager_patched() -> None:
-        with torch.no_grad(), patched(encoder, method, layers):
-            encoder(image)
-
-    with ExitStack() as active, stage("encoder latency, interleaved"):
-        raw, final = (
-            active.enter_context(ort_runner(folder / file, file)) for file in ("encoder.raw.onnx", "encoder.onnx")
-        )
-        calls = {
-            "dense": eager_dense,
-            "eager": eager_patched,
-            "onnx_raw": lambda: raw.infer(feed),
-            "onnx": lambda: final.infer(feed),
-        }
-        timed = interleaved(calls, ROUNDS if weights < INTERLEAVE_LIMIT // 10 else 2)
-    found.latency = {name: row | {"interleaved": True} for name, row in timed.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
@@ -86,3 +86,26 @@ def prompt_arrays(prompts: Iterable[Prompt], scale: tuple[float, float]) -> tupl
             coords.append(np.array([prompt.point, (0, 0)], float))
             labels.append((1, -1))
     return (np.stack(coords) * np.array(scale)).astype(np.float32), np.array(labels, np.int64)
+
+
+def one_prompt_each(photos: Iterable[Photo], limit: int) -> list[Photo]:
+    """Every prompt with a photo of its own, at most `limit`: a prompt-aware encoder runs once per prompt.
+
+    First prompts of all photos come first.
+    """
+    photos = list(photos)
+    most = max(len(photo.prompts) for photo in photos)
+    singles = [
+        replace(photo, name=f"{photo.name}: {photo.prompts[i].name}", prompts=(photo.prompts[i],))
+        for i in range(most)
+        for photo in photos
+        if i < len(photo.prompts)
+    ]
+    return singles[:limit]
+
+
+def prompt_box(prompt: Prompt, scale: tuple[float, float]) -> np.ndarray:
+    """A prompt as a prompt-aware encoder takes it: (1, 4) float32 in encoder pixels; a point is a box of no size."""
+    place = prompt.box if prompt.box is not None else (prompt.point or ()) * 2
+    corners: np.ndarray = np.asarray(place, float).reshape(2, 2) * np.array(scale)
+    return corners.reshape(1, 4).astype(np.float32)

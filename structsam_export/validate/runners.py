@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,31 +71,3 @@ def _copy(value: Any) -> Any:
     import numpy as np
 
     return np.array(value)
-
-
-@contextmanager
-def with_plan_outputs(path: Path, names: Sequence[str]) -> Iterator[Path]:
-    """A copy of an encoder that also outputs its plans; weights in a side file are shared, not copied."""
-    import onnx
-
-    from structsam_export.artifact import disk_errors
-
-    copy = path.with_name(f".{path.stem}.decisions.onnx")
-    model = onnx.load(str(path), load_external_data=False)
-    known = {o.name for o in model.graph.output}
-    model.graph.output.extend(
-        onnx.helper.make_empty_tensor_value_info(name) if info is None else info
-        for name, info in _infos(model, [n for n in names if n not in known])
-    )
-    try:
-        with disk_errors(path.parent):
-            onnx.save(model, str(copy))
-        yield copy
-    finally:
-        copy.unlink(missing_ok=True)
-
-
-def _infos(model: Any, names: Sequence[str]) -> list[tuple[str, Any]]:
-    """Type and shape of inner tensors, as the graph states them."""
-    infos = {v.name: v for v in model.graph.value_info}
-    return [(name, infos.get(name)) for name in names]

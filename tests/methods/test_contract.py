@@ -28,6 +28,8 @@ LAYOUTS = {
 }
 RATES = (0.0, 0.25, 0.5, "max")
 VARIANTS = [(name, variant) for name in METHODS for variant in method_class(name).VARIANTS]
+# Only merging methods give a MergePlan; other kinds have tests of their own beside their files.
+PLANS = [(name, variant) for name, variant in VARIANTS if method_class(name).KIND == "merge"]
 
 each_method = pytest.mark.parametrize("name", METHODS)
 each_variant = pytest.mark.parametrize(("name", "variant"), VARIANTS)
@@ -53,13 +55,13 @@ class Case(NamedTuple):
         return f"{self.name}-{self.variant}-{self.where}-{self.rate:g}"
 
 
-def rates_of(name):
-    """The rates of RATES that this method accepts."""
-    most = method_class(name).MAX_RATE
+def rates_of(name, variant):
+    """The rates of RATES that this variant accepts."""
+    most = method_class(name).VARIANTS[variant]
     return sorted({most if rate == "max" else rate for rate in RATES if rate == "max" or rate <= most})
 
 
-ALL = [Case(name, variant, where, rate) for name, variant in VARIANTS for where in LAYOUTS for rate in rates_of(name)]
+ALL = [Case(*which, where, rate) for which in PLANS for where in LAYOUTS for rate in rates_of(*which)]
 MERGING = [case for case in ALL if case.method.removed(case.layout) > 0]
 PADDED = [case for case in MERGING if case.layout.has_pads]
 SMALL = [case for case in MERGING if not case.where.startswith("sam")]
@@ -201,8 +203,8 @@ def test_a_method_describes_itself(name):
     cls = method_class(name)
     default = make_method(name)
     assert name == cls.NAME
-    assert default.variant == cls.VARIANTS[0]
-    assert 0 <= default.rate <= cls.MAX_RATE <= 1
+    assert default.variant == next(iter(cls.VARIANTS))
+    assert 0 <= default.rate <= cls.VARIANTS[default.variant] <= 1
     assert cls.PROTECTS
     assert cls.SOURCE
 
@@ -217,13 +219,13 @@ def test_a_method_is_a_frozen_value(name, variant):
         method.rate = 0.1
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if method_class(name).MAX_RATE > 0])
+@pytest.mark.parametrize(("name", "variant"), [v for v in VARIANTS if v[0] != "none"])
 @pytest.mark.parametrize("beyond", [0.01, float("nan"), -2.0])
-def test_rate_out_of_range_names_the_maximum(name, beyond):
-    most = method_class(name).MAX_RATE
-    assert make_method(name, most).rate == most
+def test_rate_out_of_range_names_the_maximum(name, variant, beyond):
+    most = method_class(name).VARIANTS[variant]
+    assert make_method(name, most, variant).rate == most
     with pytest.raises(UsageError, match=f"--rate {most:g} or less"):
-        make_method(name, most + beyond)
+        make_method(name, most + beyond, variant)
 
 
 def test_the_dense_model_has_no_rate():

@@ -10,7 +10,7 @@ import torch
 
 from structsam_export.methods import make_method
 from structsam_export.methods.energy import sobel_energy
-from structsam_export.methods.structsam import cosine_order, unit_features
+from structsam_export.methods.matching import similarity, unit_features
 from structsam_export.methods.tokens import Layout, Tokens
 
 SX = ((-1, 0, 1), (-2, 0, 2), (-1, 0, 1))
@@ -167,17 +167,20 @@ def test_pads_merge_before_any_real_token(where, rate, variant, flat):
     assert merged_real.tolist() == (3 * np.maximum(cells - pad_cells, 0)).tolist()
 
 
-def test_cosine_order_is_the_cosines_order():
-    """About any centre; and where all rows are nearly the same, it still tells them apart as float64 does."""
+def test_similarity_has_the_cosines_order():
+    """Even where all rows are nearly the same, it tells them apart as float64 does; also between sources."""
     generator = torch.Generator().manual_seed(2)
+    src, dst = torch.arange(30), torch.arange(30, 40)
     for spread in (1.0, 1e-3):
         rows = torch.ones(2, 40, 8, dtype=torch.float64)
         rows = rows + spread * torch.randn(2, 40, 8, generator=generator, dtype=torch.float64)
         unit = unit_features(rows)
         cosine = unit[:, :30] @ unit[:, 30:].transpose(1, 2)
-        single = unit.float()
-        got = cosine_order(single[:, :30], single[:, 30:], single.mean(1, keepdim=True))
-        assert (got.argmax(-1) == cosine.argmax(-1)).all()
+        scores, offset = similarity(rows.float(), src, dst, Layout((5, 8)), plain=False)
+        assert (scores.argmax(-1) == cosine.argmax(-1)).all()
+        best = scores.amax(-1) + offset.squeeze(-1)
+        assert (best.argsort(1) == cosine.amax(-1).argsort(1)).all()
+        assert torch.allclose(best.double(), 2 * cosine.amax(-1) - 2, atol=1e-6)
 
 
 def test_a_corner_window_of_sam_keeps_all_its_real_tokens():

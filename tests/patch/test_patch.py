@@ -11,9 +11,10 @@ from segment_anything.modeling.image_encoder import Attention, add_decomposed_re
 
 from structsam_export.errors import UsageError
 from structsam_export.methods import make_method
+from structsam_export.methods.base import MergeMethod
 from structsam_export.methods.plan import MergePlan
 from structsam_export.patch import apply_patch, host_of, patched, remove_patch, resolve_layers
-from structsam_export.patch.sam import attention
+from structsam_export.patch.attention import attention
 
 HALF = make_method("structsam", 0.5)
 SHAPES = {
@@ -26,7 +27,7 @@ SHAPES = {
 
 
 @dataclass(frozen=True)
-class Shuffle:
+class Shuffle(MergeMethod):
     """Keeps every token but lists them in another order: a plan that must not change anything."""
 
     def removed(self, layout):
@@ -154,7 +155,7 @@ def test_a_grid_that_is_not_square():
         assert torch.allclose(encoder(x), dense, atol=1e-5)
     with patched(encoder, HALF, range(3)), host_of(encoder).recording(encoder) as plans:
         assert encoder(x).shape == dense.shape
-    assert [plan.slot.shape[1] for _, plan in sorted(plans.items())] == [16, 30, 16]
+    assert [d.plan.slot.shape[1] for d in plans.values()] == [16, 30, 16]
 
 
 @pytest.mark.parametrize("window", [4, 0])
@@ -233,7 +234,7 @@ def test_attention_is_the_stock_one_for_tokens_in_any_order(side, table):
     attn = random_attention(side if table == (4, 4) else table, use_rel_pos=table is not None)
     x, order = random_tokens(side), shuffled(side)
     stock = attn(x.view(3, *side, 16)).view(3, -1, 16)
-    assert torch.allclose(attention(attn, pick(x, order), order, side), pick(stock, order), atol=1e-5)
+    assert torch.allclose(attention(attn, pick(x, order), order, side)[0], pick(stock, order), atol=1e-5)
 
 
 def test_attention_of_some_tokens_is_the_stock_scores_of_their_places():
@@ -248,7 +249,7 @@ def test_attention_of_some_tokens_is_the_stock_scores_of_their_places():
     at = pos.repeat_interleave(heads, 0)
     some = torch.stack([s[i][:, i] for s, i in zip(scores, at)])
     y = (some.softmax(-1) @ pick(v, at)).view(3, heads, 9, -1).transpose(1, 2).reshape(3, 9, dim)
-    assert torch.allclose(attention(attn, pick(x, pos), pos, side), attn.proj(y), atol=1e-5)
+    assert torch.allclose(attention(attn, pick(x, pos), pos, side)[0], attn.proj(y), atol=1e-5)
 
 
 def test_recording_gives_one_plan_per_merging_layer(encoder):
@@ -258,12 +259,12 @@ def test_recording_gives_one_plan_per_merging_layer(encoder):
     with host_of(encoder).recording(encoder) as plans:
         encoder(x)
     assert_unchanged(encoder, silent)
-    assert sorted(plans) == [0, 1]
-    assert plans[0].pos.shape == (2 * 4, 16 - 6)  # four windows of 4x4, two cells merged in each
-    assert plans[1].pos.shape == (2, 36 - 18)
-    seen = plans[1]
+    assert list(plans) == ["plan.0", "plan.1"]
+    assert plans["plan.0"].plan.pos.shape == (2 * 4, 16 - 6)  # four windows of 4x4, two cells merged in each
+    assert plans["plan.1"].plan.pos.shape == (2, 36 - 18)
+    seen = plans["plan.1"]
     encoder(x)
-    assert plans[1] is seen  # outside the block nothing is recorded
+    assert plans["plan.1"] is seen  # outside the block nothing is recorded
 
 
 def test_recording_ends_after_an_exception(encoder):

@@ -1,0 +1,59 @@
+"""ALGM: merge the 2x2 cells whose tokens are most alike (ALGM, arXiv 2406.09936).
+
+Our adaptation ("ALGM local stage, fixed budget"): the published method merges every cell above a threshold, which
+makes token counts depend on the image and on its batch mates; here the best floor(floor(N*rate)/3) cells merge.
+Independent implementation; not verified against the authors' code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from structsam_export.methods.base import MergeMethod
+from structsam_export.methods.cells import SIZE, cell_indices, cell_plan, merged_cells, rank_pads_first
+from structsam_export.methods.matching import unit_features
+
+if TYPE_CHECKING:
+    from structsam_export.methods.plan import MergePlan
+    from structsam_export.methods.tokens import Layout, Tokens
+
+
+@dataclass(frozen=True)
+class ALGM(MergeMethod):
+    """A cell's score is the mean cosine of its token pairs; a merged cell sits at its bottom-right token."""
+
+    variant: str = "local"
+
+    NAME: ClassVar[str] = "algm"
+    VARIANTS: ClassVar[dict[str, float]] = {"local": 0.75}
+    PROTECTS: ClassVar[str] = "cells whose tokens differ most"
+    SOURCE: ClassVar[str] = "ALGM, arXiv 2406.09936, local stage at a fixed budget (ours)"
+
+    def removed(self, layout: Layout) -> int:
+        """Tokens removed in one attention call: 3 for each merged cell."""
+        return 3 * merged_cells(layout, self.budget(layout) / layout.tokens, pads_first=not self.compat)
+
+    def plan(self, tokens: Tokens) -> MergePlan:
+        """Plan for every attention call of a layer; B of the plan = images x windows."""
+        import torch
+
+        layout = tokens.layout
+        unit = unit_features(layout.partition(tokens.features.float()))
+        cells, _ = cell_indices(layout.side)
+        index = torch.tensor(cells, device=unit.device).flatten()
+        of_cell = unit.index_select(1, index).view(unit.shape[0], len(cells), SIZE, -1)
+        # The mean of the 12 cosines is 1 - spread / 6: the same order, with more digits where tokens are alike.
+        # Published as cosines, where a pad (zero) is unlike itself.
+        if self.compat:
+            total = of_cell.sum(2).square().sum(-1) - of_cell.square().sum((2, 3))
+            spread = -total / 12
+        else:
+            spread = (of_cell - of_cell.mean(2, keepdim=True)).square().sum((2, 3))
+            spread = rank_pads_first(spread, layout)
+        dst = torch.full(spread.shape, SIZE - 1, dtype=torch.int64, device=unit.device)
+        return cell_plan(spread, dst, layout, self.removed(layout) // 3)
+
+    def macs(self, layout: Layout, head_dim: int) -> int:
+        """No products of tokens: the score is a sum of squares."""
+        return 0

@@ -1,0 +1,51 @@
+"""ToMe: every second token joins its most similar neighbour-column token (Token Merging, arXiv 2210.09461).
+
+Inside SAM as in the precursor thesis: merge before attention, unmerge after it, plain mean, features of norm1(x)
+averaged over heads. Independent implementation from the formulas; not verified against the authors' code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from structsam_export.methods.base import MergeMethod
+from structsam_export.methods.matching import fixed_partition, match, mergeable
+
+if TYPE_CHECKING:
+    from structsam_export.methods.plan import MergePlan
+    from structsam_export.methods.tokens import Layout, Tokens
+
+
+@dataclass(frozen=True)
+class ToMe(MergeMethod):
+    """Even tokens are sources, odd tokens destinations: alternate columns where the side is even."""
+
+    variant: str = "alternate"
+
+    NAME: ClassVar[str] = "tome"
+    VARIANTS: ClassVar[dict[str, float]] = {"alternate": 0.5}
+    PROTECTS: ClassVar[str] = "nothing; every second column always stays"
+    SOURCE: ClassVar[str] = "ToMe, arXiv 2210.09461"
+
+    def destinations(self, layout: Layout) -> tuple[int, ...]:
+        """Odd tokens of one attention call."""
+        return tuple(range(1, layout.tokens, 2))
+
+    def removed(self, layout: Layout) -> int:
+        """floor(N * rate), at most the sources."""
+        if self.compat:
+            return min(self.budget(layout), layout.tokens - len(self.destinations(layout)))
+        return min(self.budget(layout), mergeable(layout, self.destinations(layout)))
+
+    def plan(self, tokens: Tokens) -> MergePlan:
+        """Plan for every attention call of a layer; B of the plan = images x windows."""
+        layout = tokens.layout
+        metric = layout.partition(tokens.features.float())
+        src, dst = fixed_partition(layout, self.destinations(layout), metric.device)
+        return match(metric, src, dst, self.removed(layout), layout, plain=bool(self.compat))
+
+    def macs(self, layout: Layout, head_dim: int) -> int:
+        """One similarity for every pair of source and destination."""
+        dst = len(self.destinations(layout))
+        return layout.calls * (layout.tokens - dst) * dst * head_dim

@@ -1,0 +1,135 @@
+"""SAM's global attention with all queries and a part of the keys.
+
+Weights, relative positions and the softmax are `segment_anything`'s own; what is not visited is left out of the
+softmax, not approximated. Relative positions are q.R in lines of the grid times the key's one-hot row and column, so
+that scores are sums of products, which `rewrite.relative_position` folds into one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from structsam_export.methods.sparsesam import tile_order
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from structsam_export.methods.sparsesam import KeyPlan
+
+NEVER = -1e9  # added to a score that must not count; exp of it is 0 in every precision
+
+
+def all_keys(attn: nn.Module, x: Tensor) -> Tensor:
+    """The keys of every token, x (B, H, W, D) -> (B, heads, N, d), before any position."""
+    D = x.shape[-1]
+    return heads_of(attn, project(attn, x.flatten(1, 2), D, 2 * D))[0]
+
+
+def stripe_attention(attn: nn.Module, x: Tensor, plan: KeyPlan) -> Tensor:
+    """Attention of all tokens x (B, H, W, D) to the keys of a plan -> (B, H, W, D)."""
+    m: Any = attn
+    B, H, W, D = x.shape
+    tokens = x.flatten(1, 2)
+    q = heads_of(m, project(m, tokens, 0, D))[0]
+    left = query_factors(m, q, (H, W))
+    y = tiled(m, tokens, left, plan, (H, W)) if plan.tile else striped(m, tokens, left, plan, (H, W))
+    return m.proj(y.transpose(1, 2).reshape(B, H, W, D))  # type: ignore[no-any-return]
+
+
+def striped(attn: nn.Module, x: Tensor, left: list[Tensor], plan: KeyPlan, grid: tuple[int, int]) -> Tensor:
+    """Each query over plan.keys alone: x (B, N, D), query factors -> (B, heads, N, d)."""
+    D = x.shape[-1]
+    k, v = heads_of(attn, project(attn, plan.pick(x), D, 3 * D))  # only the visited rows are projected
+    right = [k.transpose(-2, -1), *stripe_lines(plan, grid, k)]
+    scores = left[0] @ right[0]
+    for a, b in zip(left[1:], right[1:]):
+        scores = scores + a @ b
+    return scores.softmax(-1) @ v
+
+
+def tiled(attn: nn.Module, x: Tensor, left: list[Tensor], plan: KeyPlan, grid: tuple[int, int]) -> Tensor:
+    """Each query over plan.keys and its own group of `tile_order`: x (B, N, D), query factors -> (B, heads, N, d).
+
+    Queries are listed group by group, so that no scores need to be moved.
+    """
+    import torch
+
+    N, D = x.shape[1:]
+    listed = tile_order(grid, plan.tile)
+    groups = torch.tensor(listed, device=x.device)  # (G, n)
+    order = groups.flatten()
+    kv = project(attn, x, D, 3 * D)
+    k, v = heads_of(attn, plan.pick(kv))
+    own_k, own_v = (t.index_select(2, order).unflatten(2, groups.shape) for t in heads_of(attn, kv))
+
+    q = torch.cat(left, -1).index_select(2, order)  # the sum of products as one, in both parts of the softmax
+    lines = stripe_lines(plan, grid, k) if len(left) > 1 else []
+    shared = q @ beside(k.transpose(-2, -1), lines)
+    lines = lines_of(groups, grid, k) if len(left) > 1 else []
+    own = q.unflatten(2, groups.shape) @ beside(own_k.transpose(-2, -1), [t.squeeze(1) for t in lines])
+    twice = plan.decision(N)[: 1 if plan.fixed else None].index_select(1, order)
+    own = own + NEVER * twice.to(q.dtype).view(-1, 1, len(groups), 1, groups.shape[1])
+
+    weights = torch.cat([shared, own.flatten(2, 3)], -1).softmax(-1)
+    to_shared, to_own = weights.split([shared.shape[-1], own.shape[-1]], -1)
+    y = to_shared @ v + (to_own.unflatten(2, groups.shape) @ own_v).flatten(2, 3)
+    flat = [token for group in listed for token in group]
+    return y.index_select(2, torch.tensor(sorted(range(N), key=flat.__getitem__), device=x.device))
+
+
+def query_factors(attn: nn.Module, q: Tensor, grid: tuple[int, int]) -> list[Tensor]:
+    """What queries (B, heads, N, d) bring to the scores: q * scale, then q.Rh (.., N, H) and q.Rw (.., N, W)."""
+    import torch
+    from segment_anything.modeling.image_encoder import get_rel_pos
+
+    m: Any = attn
+    if not m.use_rel_pos:
+        return [q * m.scale]
+    H, W = grid
+    at = q.unflatten(2, grid)
+    rel_h = torch.einsum("bnhwc,hkc->bnhwk", at, get_rel_pos(H, H, m.rel_pos_h))
+    rel_w = torch.einsum("bnhwc,wkc->bnhwk", at, get_rel_pos(W, W, m.rel_pos_w))
+    return [q * m.scale, rel_h.flatten(2, 3), rel_w.flatten(2, 3)]
+
+
+def stripe_lines(plan: KeyPlan, grid: tuple[int, int], like: Tensor) -> list[Tensor]:
+    """One-hot rows and columns of the plan's keys, (B, 1, H, nk) and (B, 1, W, nk); B is 1 if the keys are fixed."""
+    return lines_of(plan.keys[:1] if plan.fixed else plan.keys, grid, like)
+
+
+def lines_of(index: Tensor, grid: tuple[int, int], like: Tensor) -> list[Tensor]:
+    """Which row and which column of the grid each token of index (M, n) is on: one-hot (M, 1, H, n), (M, 1, W, n)."""
+    import torch
+
+    H, W = grid
+    place = torch.arange(H * W, device=index.device)
+    coordinates = ((place // W)[index], (place % W)[index])
+    return [
+        (at[:, None, None, :] == torch.arange(size, device=index.device)[:, None]).to(like.dtype)
+        for at, size in zip(coordinates, grid)
+    ]
+
+
+def beside(keys: Tensor, lines: list[Tensor]) -> Tensor:
+    """Keys (..., d, n) with their one-hot lines below them, spread over batch and heads."""
+    import torch
+
+    return torch.cat([keys, *(t.expand(*keys.shape[:-2], -1, -1) for t in lines)], -2)
+
+
+def project(attn: nn.Module, x: Tensor, start: int, stop: int) -> Tensor:
+    """Rows start to stop of the qkv projection: x (B, n, D) -> (B, n, stop - start)."""
+    import torch.nn.functional as F
+
+    m: Any = attn
+    bias = None if m.qkv.bias is None else m.qkv.bias[start:stop]
+    return F.linear(x, m.qkv.weight[start:stop], bias)
+
+
+def heads_of(attn: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+    """Split projections (B, n, parts * D) into tensors (B, heads, n, d)."""
+    m: Any = attn
+    B, n, width = x.shape
+    D = m.qkv.in_features
+    parts: tuple[Tensor, ...] = x.view(B, n, width // D, m.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    return parts

@@ -1,0 +1,84 @@
+"""What is patched where: a method for each block and one MLP policy, resolved against an encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from structsam_export.config import ExportConfig
+from structsam_export.errors import UsageError
+from structsam_export.methods import Method, make_method
+from structsam_export.methods.mlp import make_mlp
+from structsam_export.methods.rates import parse_rate
+from structsam_export.patch import patched, resolve_layers
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from torch import nn
+
+    from structsam_export.models.geometry import EncoderGeometry
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """`blocks` maps blocks to methods (all of one class), `mlp` is a policy of `methods.mlp` or None."""
+
+    blocks: dict[int, Method]
+    method: Method
+    mlp: Any = None
+    prompt_aware: bool = False
+
+    @property
+    def rates(self) -> dict[int, float]:
+        """Rate asked for, by block."""
+        return {layer: method.rate for layer, method in sorted(self.blocks.items())}
+
+    @property
+    def rate(self) -> float | None:
+        """The one rate of all blocks, None if they differ."""
+        rates = set(self.rates.values()) or {self.method.rate}
+        return rates.pop() if len(rates) == 1 else None
+
+    def patched(self, encoder: nn.Module) -> AbstractContextManager[nn.Module]:
+        """The encoder patched accordingly, for the length of a `with` block."""
+        return patched(encoder, self.blocks, mlp=self.mlp)
+
+
+def factory(config: ExportConfig) -> Callable[[float | None], Method]:
+    """The configured method at any rate."""
+    own: dict[str, Any] = dict(config.params)
+    options: dict[str, Any] = {"variant": config.variant, "compat": config.compat, "prompt_aware": config.prompt_aware}
+    return lambda rate: make_method(config.method, rate, **options, **own)
+
+
+def resolve(config: ExportConfig, geometry: EncoderGeometry) -> Schedule:
+    """The schedule a configuration asks for.
+
+    Raises:
+        UsageError: unknown names, rates out of range, layers the encoder does not have or that are named twice, or
+            options that do not go together.
+    """
+    from structsam_export.patch.roles import assign
+
+    rates = parse_rate(config.rate)
+    make = factory(config)
+    blocks: dict[int, Method] = {}
+    if rates.groups:
+        if config.layers is not None:
+            raise UsageError(f"--rate {config.rate} already names its layers. Leave --layers away.")
+        for rate, spec in rates.groups:
+            method = make(rate)
+            for layer in resolve_layers(spec, geometry.depth, geometry.global_layers):
+                if layer in blocks:
+                    raise UsageError(f"--rate {config.rate} names layer {layer} twice.")
+                blocks[layer] = method
+    else:
+        method = make(rates.everywhere)
+        first = getattr(method, "first_layer", lambda depth: 0)(geometry.depth)
+        spec = config.layers or (f"{first}-{geometry.depth - 1}" if first else "all")
+        blocks = dict.fromkeys(resolve_layers(spec, geometry.depth, geometry.global_layers), method)
+    mlp = make_mlp(config.mlp, config.mlp_density)
+    assign(geometry, blocks, mlp)  # refuses what does not go together
+    return Schedule(blocks, method, mlp, config.prompt_aware)

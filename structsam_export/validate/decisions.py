@@ -1,0 +1,165 @@
+"""Merge decisions of two runtimes: which tokens they treat alike, and which differences rounding alone explains.
+
+A method picks one of hundreds of candidates for every token. Where two of them are equal to rounding, PyTorch and
+another runtime may pick differently; a whole token then moves, and numbers cannot match. Such a difference is a tie,
+and it is told apart from an error in two steps. First, a graph is run with PyTorch's own decisions fed in, so that
+every layer sees the same tokens: its numbers must then match, and it says what it would have decided itself. Second,
+a decision that still differs is a tie only if PyTorch takes that decision differently, too, once its input is moved
+by NOISE of its standard deviation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from structsam_export.patch.roles import Decision
+
+NOISE, TRIES = 1e-5, 16
+GIVEN = ".computed"  # what a graph decides itself, where decisions are fed in
+
+
+def names_of(outputs: Mapping[str, Any]) -> list[str]:
+    """Decisions among a stage's outputs: "plan.3", "grid.2", ..."""
+    return list(dict.fromkeys(key.rpartition(".")[0] for key in outputs if key != "image_embeddings"))
+
+
+def decided(outputs: Mapping[str, Any], name: str) -> np.ndarray:
+    """One integer for everything a decision settles, (images or calls, ...), the same however slots are ordered.
+
+    Where each token is merged to, which tokens are kept, or what each odd token of a line joins.
+    """
+    parts = {k.rpartition(".")[2]: np.asarray(v) for k, v in outputs.items() if k.startswith(f"{name}.")}
+    if "rows" in parts:
+        return np.concatenate([parts["rows"].ravel(), parts["columns"].ravel()])[None]
+    if "keys" in parts:
+        return np.sort(parts["keys"], 1)
+    if "keep" in parts:
+        return np.sort(parts["keep"], 1)
+    target = np.take_along_axis(parts["pos"], parts["slot"], axis=1)
+    return on_all_calls(target, parts["order"]) if "order" in parts else target
+
+
+def on_all_calls(target: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Destinations of the merging calls (B * M, N), put at their places among all W calls: (B * W, N)."""
+    (B, W), N = order.shape, target.shape[1]
+    merging = len(target) // B
+    everything = np.tile(np.arange(N), (B, W, 1))
+    for image, calls in enumerate(order):
+        everything[image, calls[W - merging :]] = target[image * merging : (image + 1) * merging]
+    return everything.reshape(B * W, N)
+
+
+def merged_tokens(target: np.ndarray) -> np.ndarray:
+    """Tokens that share a slot with another one, from destinations (calls, N)."""
+    merged = np.zeros(target.shape, bool)
+    for found, row in zip(merged, target):
+        found[:] = np.bincount(row, minlength=len(row))[row] > 1
+    return merged
+
+
+def agreement(first: Sequence[Any], second: Sequence[Any]) -> dict[str, float]:
+    """Share of equal decisions by name, over all photos."""
+    return {
+        name: float(np.mean([(decided(a, name) == decided(b, name)).mean() for a, b in zip(first, second)]))
+        for name in names_of(first[0])
+    }
+
+
+def ties(decisions: Sequence[Mapping[str, Decision]], first: Sequence[Any], second: Sequence[Any]) -> dict[str, Any]:
+    """Differences between two stages that saw the same tokens, and how many of them are ties.
+
+    Args:
+        decisions: PyTorch's decisions of every photo, with what they were taken from.
+        first, second: outputs of both stages for every photo.
+
+    Returns:
+        `differ`, `ties`, `of` (all decisions), and `by_name` for the decisions that differ somewhere.
+    """
+    total = {"differ": 0, "ties": 0, "of": 0}
+    by_name: dict[str, dict[str, int]] = {}
+    for taken, a, b in zip(decisions, first, second):
+        for name in names_of(a):
+            mine, other = decided(a, name), decided(b, name)
+            different = mine != other
+            total["of"] += mine.size
+            if not different.any():
+                continue
+            tied = int((different & unstable(taken[name], name, mine)).sum())
+            row = by_name.setdefault(name, {"differ": 0, "ties": 0})
+            for key, value in (("differ", int(different.sum())), ("ties", tied)):
+                row[key] += value
+                total[key] += value
+    return {**total, "by_name": by_name}
+
+
+def unstable(decision: Decision, name: str, taken: np.ndarray) -> np.ndarray:
+    """Where PyTorch decides differently itself when its input moves by NOISE."""
+    moved = np.zeros(taken.shape, bool)
+    for seed in range(TRIES):
+        plan = decision.again(NOISE, seed)
+        again = decided({f"{name}.{part}": getattr(plan, part).numpy() for part in plan.parts}, name)
+        moved |= again != taken
+    return moved
+
+
+def first_image(outputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Outputs of the first image of a batch; calls of one image stand together."""
+    batch = outputs["image_embeddings"].shape[0]
+    return {key: value[: value.shape[0] // batch] for key, value in outputs.items()}
+
+
+@contextmanager
+def readable(path: Path, names: Sequence[str], *, given: bool = False) -> Iterator[Path]:
+    """A copy of an encoder that also outputs its decisions; weights in a side file are shared, not copied.
+
+    Args:
+        path: an encoder.
+        names: tensors to read, as `trace.decision_names` gives them; those the graph no longer holds are left out.
+        given: the decisions become inputs, and what the graph decides itself is output as NAME.computed.
+
+    Yields:
+        Path of the copy.
+    """
+    import onnx
+
+    from structsam_export.artifact import disk_errors
+
+    copy = path.with_name(f".{path.stem}.decisions.onnx")
+    model = onnx.load(str(path), load_external_data=False)
+    expose(model, names, given)
+    try:
+        with disk_errors(path.parent):
+            onnx.save(model, str(copy))
+        yield copy
+    finally:
+        copy.unlink(missing_ok=True)
+
+
+def expose(model: Any, names: Sequence[str], given: bool) -> None:
+    """Make tensors of a model outputs, or inputs with what was computed as outputs."""
+    import onnx
+
+    graph = model.graph
+    makers = {out: (node, i) for node in graph.node for i, out in enumerate(node.output)}
+    constants = {t.name for t in graph.initializer}
+    infos = {v.name: v for v in [*graph.value_info, *graph.output]}
+    present = [name for name in names if name in makers or name in constants]
+    outputs = {o.name for o in graph.output}
+    for name in present:
+        info = infos.get(name) or onnx.helper.make_empty_tensor_value_info(name)
+        if not given or name in constants:  # a constant is nobody's decision
+            if name not in outputs:
+                graph.output.append(info)
+            continue
+        node, i = makers[name]
+        node.output[i] = name + GIVEN
+        for output in [o for o in graph.output if o.name == name]:
+            graph.output.remove(output)
+        graph.input.append(info)
+        graph.output.append(onnx.helper.make_empty_tensor_value_info(name + GIVEN))
