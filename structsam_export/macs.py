@@ -31,14 +31,20 @@ def paper_macs(
         layers: blocks that are patched, not read with a mapping.
         mlp: MLP policy of `methods.mlp`, or None.
     """
+    from dataclasses import replace
+
     from structsam_export.patch import blocks_of
-    from structsam_export.patch.roles import assign
+    from structsam_export.patch.roles import Role, Shared, assign
 
     g = geometry
     T, D = g.tokens_global, g.dim
     stem = T * D * 3 * g.patch_size**2
     neck = T * D * g.out_channels + 9 * T * g.out_channels**2
-    roles = assign(g, blocks_of(method, layers) if method is not None else {}, mlp)
+    blocks = blocks_of(method, layers) if method is not None else {}
+    roles = assign(g, blocks, mlp)
+    for i, m in blocks.items():
+        if m.KIND == "keys":  # theirs leaves out keys in windows as well, which have no role here
+            roles[i] = replace(roles.get(i) or Role(i, Shared(), g.layout(i), g.windows[i]), attend=m)
     kept = next((r.keep.kept(r.layout.grid) for r in roles.values() if r.keep is not None), 0)
     return stem + neck + sum(block_macs(g, i, roles.get(i), kept) for i in range(g.depth))
 

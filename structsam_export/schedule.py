@@ -76,7 +76,8 @@ def resolve(config: ExportConfig, geometry: EncoderGeometry) -> Schedule:
                 blocks[layer] = method
     else:
         method = make(rates.everywhere)
-        first = getattr(method, "first_layer", lambda depth: 0)(geometry.depth)
+        # A grid that shrinks stays small to the end: early blocks first see what there is.
+        first = geometry.depth // 4 if method.KIND == "grid" else 0
         spec = config.layers or (f"{first}-{geometry.depth - 1}" if first else "all")
         blocks = dict.fromkeys(resolve_layers(spec, geometry.depth, geometry.global_layers), method)
     mlp = make_mlp(config.mlp, config.mlp_density)

@@ -27,6 +27,7 @@ METHODS = {
     "pitome": "structsam_export.methods.pitome:PiToMe",
     "vidtome": "structsam_export.methods.vidtome:VidToMe",
     "algm": "structsam_export.methods.algm:ALGM",
+    "cubist": "structsam_export.methods.cubist:Cubist",
     "sparsesam": "structsam_export.methods.sparsesam:SparseSAM",
 }
 # Forms of a method that take a prompt; `--prompt-aware`.

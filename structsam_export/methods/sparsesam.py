@@ -138,7 +138,7 @@ class SparseSAM:
         if layout.window > 0:
             return min(BLOCK * (floor(ceil(N / BLOCK) * self.density + 1e-9) + 1), N)
         stripe = self.kept_keys(layout)
-        return stripe + BLOCK * (1 - stripe / N)
+        return stripe + min(BLOCK, N) * (1 - stripe / N)
 
     def macs(self, layout: Layout, head_dim: int) -> int:
         """MACs of choosing the keys in one block, batch 1: none, the one ranking per image has no product."""

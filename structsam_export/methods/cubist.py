@@ -1,0 +1,251 @@
+"""CubistMerge: shrink the whole grid once, and run all blocks that follow on the smaller one (arXiv 2509.21764).
+
+Independent implementation; not verified against the authors' code. Every row of tokens loses the same number of
+tokens, then every column of what is left does, so the grid stays a grid. In a row, each odd token may join its left
+or right neighbour, whichever is more alike; of a group, each channel keeps the value of largest magnitude.
+
+Ours, because their SAM code is not public: one reduction inside each attention window (14 -> 14 - r) and the block
+where it happens. The released code loses a source when two share a target; this is the true maximum of all three.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import floor
+from typing import TYPE_CHECKING, ClassVar
+
+from structsam_export.methods.matching import APART, unit_features
+from structsam_export.methods.plan import rows
+from structsam_export.methods.tokens import Layout
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LEFT, RIGHT = 1, 2  # what an odd token does; 0 stays
+
+
+@dataclass(frozen=True)
+class GridPlan:
+    """The decisions of one reduction, as integers only.
+
+    Args:
+        rows: (B * windows * h, w // 2) int64, what each odd token of a row does: 0 stays, 1 joins its left
+            neighbour, 2 its right one.
+        columns: (B * windows * (w - r_w), h // 2) int64, the same for the columns of the row-reduced grid.
+        layout: what was reduced at once: windows (h, w), or the whole grid.
+        removed: (r_h, r_w), tokens that every column and every row loses.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    layout: Layout
+    removed: tuple[int, int]
+
+    parts: ClassVar[tuple[str, ...]] = ("rows", "columns")
+
+    @property
+    def after(self) -> Layout:
+        """The small grid; its windows fill it without pads."""
+        return smaller(self.layout, self.removed)
+
+    def slot(self) -> Tensor:
+        """Where each original token (B, H * W) went, int64 indices of the small grid in raster order."""
+        import torch
+
+        (h, w), (nh, nw), (r_h, r_w) = self.layout.side, self.layout.windows, self.removed
+        across = line_slots(self.rows, w).view(-1, h, w)
+        down = line_slots(self.columns, h).view(-1, w - r_w, h).transpose(1, 2).gather(2, across)
+        width = self.after.grid[1]
+        corner = [i * (h - r_h) * width + j * (w - r_w) for i in range(nh) for j in range(nw)]
+        corners = torch.tensor(corner, device=across.device).view(-1, 1, 1)
+        place = (down * width + across).view(-1, nh * nw, h, w) + corners
+        return self.layout.unpartition(place.view(-1, h * w, 1)).flatten(1)
+
+    def unmerge(self, y: Tensor) -> Tensor:
+        """Copy the small grid (B, H', W', C) back to every token it stands for (B, H, W, C)."""
+        return rows(y.flatten(1, 2), self.slot()).unflatten(1, self.layout.grid)
+
+    def decision(self) -> Tensor:
+        """What was decided about real tokens, whichever pads merged: `slot`."""
+        return self.slot()
+
+
+@dataclass(frozen=True)
+class Cubist:
+    """The grid with the removed fraction of tokens nearest to `rate`.
+
+    `variant` says where lines are removed: "window" inside every attention window, so that windows stay windows;
+    "global" from the whole grid, whose windows then hold other tokens than before.
+    """
+
+    rate: float = 0.5
+    variant: str = "window"
+
+    NAME: ClassVar[str] = "cubist"
+    KIND: ClassVar[str] = "grid"
+    # Half of each side: .75, but in windows pads are among what goes (SAM: 64 -> 35, .70).
+    VARIANTS: ClassVar[dict[str, float]] = {"window": 0.7, "global": 0.75}
+    COMPAT: ClassVar[tuple[str, ...]] = ()
+    PARAMS: ClassVar[dict[str, tuple[float, float] | tuple[str, ...]]] = {}
+    PROTECTS: ClassVar[str] = "tokens unlike both neighbours; the largest value of each channel"
+    SOURCE: ClassVar[str] = "CubistMerge, arXiv 2509.21764"
+
+    def scope(self, layout: Layout) -> Layout:
+        """What is reduced at once: the encoder's windows, or the whole grid (also where it has no windows)."""
+        return layout if self.variant == "window" else Layout(layout.grid)
+
+    def lines(self, layout: Layout) -> tuple[int, int]:
+        """(r_h, r_w), the tokens each column and each row loses; (0, 0) if no smaller grid is nearer to the rate.
+
+        Args:
+            layout: the encoder's windowed layout, whatever block the reduction comes before.
+        """
+        scope = self.scope(layout)
+        (h, w), (H, W) = scope.side, layout.grid
+        longer = max(h, w)
+        kept = {(0, 0): H * W}
+        for r in range(1, longer // 2 + 1):
+            # The same fraction of both sides.
+            r_h, r_w = (min(floor(r * side / longer + 0.5), side // 2) for side in (h, w))
+            height, width = smaller(scope, (r_h, r_w)).grid
+            if height * width < H * W:  # pads included: 14 -> 13 would make SAM's 64 a 65
+                kept[r_h, r_w] = height * width
+        return min(kept, key=lambda removed: abs(kept[removed] - (1 - self.rate) * H * W))
+
+    def after(self, layout: Layout) -> Layout:
+        """The windowed layout of all blocks behind the reduction, for the encoder's windowed `layout`."""
+        small = smaller(self.scope(layout), self.lines(layout))
+        return small if self.scope(layout).window else Layout(small.grid, layout.window)
+
+    def reduce(self, x: Tensor, layout: Layout) -> tuple[Tensor, GridPlan]:
+        """Shrink the residual stream x (B, H, W, C) -> (B, H', W', C); its values depend on the plan's integers only.
+
+        Args:
+            x: tokens on the grid.
+            layout: the encoder's windowed layout.
+        """
+        scope, removed = self.scope(layout), self.lines(layout)
+        (h, w), (r_h, r_w), C = scope.side, removed, x.shape[-1]
+        edges_across, edges_down = pad_edges(scope, removed)
+        line = scope.partition(x).reshape(-1, w, C)
+        across = line_joins(line, r_w, edges_across)
+        line = merge_lines(line, across, r_w)
+        line = line.view(-1, h, w - r_w, C).transpose(1, 2).reshape(-1, h, C)
+        down = line_joins(line, r_h, edges_down)
+        line = merge_lines(line, down, r_h).view(-1, w - r_w, h - r_h, C).transpose(1, 2)
+        plan = GridPlan(across, down, scope, removed)
+        return plan.after.unpartition(line.flatten(1, 2)), plan
+
+    def macs(self, layout: Layout, dim: int) -> int:
+        """MACs of scoring, batch 1: none, neighbours are compared element by element."""
+        return 0
+
+
+def smaller(layout: Layout, removed: tuple[int, int]) -> Layout:
+    """The layout whose attention calls have (r_h, r_w) rows and columns less."""
+    (h, w), (nh, nw), (r_h, r_w) = layout.side, layout.windows, removed
+    if removed == (0, 0):
+        return layout  # pads become part of a small grid, but not of the one there was
+    return Layout((nh * (h - r_h), nw * (w - r_w)), h - r_h if layout.window else 0)
+
+
+def line_joins(x: Tensor, removed: int, edges: tuple[tuple[float, ...], ...] | None) -> Tensor:
+    """What each odd token of a line does: the `removed` that are most like a neighbour join that one.
+
+    Args:
+        x: (R, N, C) lines.
+        removed: r <= N // 2; which of exactly tied tokens join is the runtime's choice.
+        edges: scores that replace those of pads, as `pad_edges` gives them for the lines of one image.
+
+    Returns:
+        (R, N // 2) int64 of 0, LEFT and RIGHT.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    R, N, _ = x.shape
+    if removed == 0:
+        return torch.zeros(R, N // 2, dtype=torch.int64, device=x.device)
+    # Minus the squared distance of unit vectors is 2 cos - 2: the same order, with all digits where cosines are near 1.
+    unit = unit_features(x.float())
+    score = -(unit[:, 1:] - unit[:, :-1]).square().sum(-1)
+    if edges is not None:
+        instead = torch.tensor(edges, device=score.device, dtype=score.dtype).repeat(R // len(edges), 1)
+        score = torch.where(instead == 0, score, instead)
+    # A last odd token has no right neighbour.
+    left, right = F.pad(score, (0, 1 - N % 2), value=-2 * APART).view(R, N // 2, 2).unbind(-1)
+    side = torch.where(right > left, RIGHT, LEFT)
+    if removed == N // 2:
+        return side
+    best = torch.topk(torch.maximum(left, right), removed, dim=1).indices
+    return torch.zeros_like(side).scatter(1, best, side.gather(1, best))
+
+
+def merge_lines(x: Tensor, joins: Tensor, removed: int) -> Tensor:
+    """Shorten lines (R, N, C) -> (R, N - r, C): even tokens take over the largest values that join them."""
+    import torch
+    import torch.nn.functional as F
+
+    if removed == 0:
+        return x
+    N = x.shape[1]
+    even, odd, join = x[:, ::2], x[:, 1::2], joins.unsqueeze(-1)
+    # An even token may get company from both sides. Where the line ends with one, evens outnumber odds.
+    from_right = F.pad(torch.where(join == LEFT, odd, 0), (0, 0, 0, N % 2))
+    from_left = F.pad(torch.where(join == RIGHT, odd, 0), (0, 0, 1, 0))[:, : even.shape[1]]
+    for joining in (from_right, from_left):  # a zero never wins
+        even = torch.where(joining.abs() > even.abs(), joining, even)
+    # Those that stay, in their order: all keys differ.
+    place = torch.arange(N, device=x.device, dtype=torch.float32)
+    key = torch.cat([-place[::2].expand(len(x), -1), -place[1::2] - 2 * N * (joins > 0).float()], 1)
+    return rows(torch.cat([even, odd], 1), torch.topk(key, N - removed, dim=1).indices)
+
+
+def line_slots(joins: Tensor, length: int) -> Tensor:
+    """Where each token of a line went: (R, N // 2) -> (R, N) int64 places in the shortened line."""
+    import torch
+
+    join = torch.stack([torch.zeros_like(joins), joins], -1).flatten(1)
+    join = torch.cat([join, join.new_zeros(len(join), 1)], 1) if length % 2 else join
+    # A token that goes leaves the count at its left neighbour's place.
+    return (join == 0).long().cumsum(1) - 1 + (join == RIGHT).long()
+
+
+@lru_cache(maxsize=64)
+def pad_edges(
+    layout: Layout, removed: tuple[int, int]
+) -> tuple[tuple[tuple[float, ...], ...], tuple[tuple[float, ...], ...]] | tuple[None, None]:
+    """Scores of edges with pads in all lines of one image, as constants, 0 for edges without; None without pads.
+
+    Returns:
+        (windows * h, w - 1) for rows, and (windows * (w - r_w), h - 1) for the columns of the row-reduced grid.
+        Pads stay together at the end there: how many real tokens a row loses depends on shapes only.
+    """
+    if not layout.has_pads:
+        return None, None
+    (h, w), (nh, nw), (H, W) = layout.side, layout.windows, layout.grid
+    real = [(min(h, H - i * h), min(w, W - j * w)) for i in range(nh) for j in range(nw)]
+    across = tuple(edges_of_line(right if r < bottom else 0, w) for bottom, right in real for r in range(h))
+    down = tuple(
+        edges_of_line(bottom if c < real_left(right, w, removed[1]) else 0, h)
+        for bottom, right in real
+        for c in range(w - removed[1])
+    )
+    return across, down
+
+
+def edges_of_line(real: int, length: int) -> tuple[float, ...]:
+    """Scores of a line's edges that replace those of pads, where pads follow `real` tokens.
+
+    Two pads merge before anything else, each pair with its own score: no ties, whatever a runtime's sort does. A pad
+    and a real token merge after all real ones; the value is then the real one's, for a pad is zero.
+    """
+    return tuple(2 - k / length if k >= real else -APART if k == real - 1 else 0.0 for k in range(length - 1))
+
+
+def real_left(real: int, length: int, removed: int) -> int:
+    """Real tokens that stay in a line of `real` tokens and then pads."""
+    alone = real == length - 1 and real % 2 == 1  # an odd pad at the end, next to real tokens only
+    pads = length // 2 - real // 2 - alone
+    return real - min(max(removed - pads, 0), real // 2)
