@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from structsam_export.methods.base import MergeMethod
 from structsam_export.methods.cells import SIZE, cell_indices, cell_plan, merged_cells, rank_pads_first
-from structsam_export.methods.matching import unit_features
+from structsam_export.methods.matching import comparison_rank, unit_features
 
 if TYPE_CHECKING:
     from structsam_export.methods.plan import MergePlan
@@ -47,7 +47,8 @@ class ALGM(MergeMethod):
         # Published as cosines, where a pad (zero) is unlike itself.
         if self.compat:
             total = of_cell.sum(2).square().sum(-1) - of_cell.square().sum((2, 3))
-            spread = -total / 12
+            # Pads that nobody handles tie with each other, and then go by index.
+            spread = comparison_rank(total).to(total.dtype)
         else:
             spread = (of_cell - of_cell.mean(2, keepdim=True)).square().sum((2, 3))
             spread = rank_pads_first(spread, layout)

@@ -109,8 +109,8 @@ class Cubist:
             # The same fraction of both sides.
             r_h, r_w = (min(floor(r * side / longer + 0.5), side // 2) for side in (h, w))
             height, width = smaller(scope, (r_h, r_w)).grid
-            if height * width < H * W:  # pads included: 14 -> 13 would make SAM's 64 a 65
-                kept[r_h, r_w] = height * width
+            kept[r_h, r_w] = height * width
+        # A grid that its pads make no smaller (SAM: 14 -> 13, 64 -> 65) is never nearer than the one there was.
         return min(kept, key=lambda removed: abs(kept[removed] - (1 - self.rate) * H * W))
 
     def after(self, layout: Layout) -> Layout:

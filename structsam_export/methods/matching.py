@@ -128,7 +128,9 @@ def match(
     if removed == A:
         staying, sources, of_src = src[:, :0], src, first + best
     else:
-        order = torch.topk(scores.amax(-1) + offset.squeeze(-1), A, dim=1).indices
+        likeness = scores.amax(-1) + offset.squeeze(-1)
+        # Pads that nobody handles tie with each other by the dozen, and then go by index.
+        order = comparison_order(likeness) if plain and layout.has_pads else torch.topk(likeness, A, dim=1).indices
         sources, staying = src.gather(1, order[:, :removed]), src.gather(1, order[:, removed:])
         place = torch.zeros_like(order).scatter(1, order, torch.arange(A, device=device).expand(B, A))
         of_src = torch.where(place < removed, first + best, P + place - removed)
@@ -160,19 +162,27 @@ def fixed_partition(layout: Layout, dst: Sequence[int], device: object) -> tuple
     return torch.tensor(src, device=device), torch.tensor(list(dst), device=device)  # type: ignore[arg-type]
 
 
-def comparison_order(energy: Tensor) -> Tensor:
-    """Indices (B, N) that sort energy (B, N) from high to low, equal values by index.
+def comparison_rank(*keys: Tensor) -> Tensor:
+    """Rank (B, N) int64 of every entry of (B, N) keys, from high to low by the first key, then the next, then index.
 
-    Ranks by comparing all pairs: TensorRT's TopK stops at 3840 elements, and ties would be the runtime's choice.
+    By comparing all pairs: TensorRT's TopK stops at 3840 elements, and ties would be the runtime's choice.
     """
     import torch
 
-    N = energy.shape[1]
-    index = torch.arange(N, device=energy.device)
-    mine, other = energy.unsqueeze(2), energy.unsqueeze(1)
-    before = (other > mine) | ((other == mine) & (index < index.unsqueeze(1)))
-    rank = before.to(torch.float32).sum(-1).to(torch.int64)  # float32 counts to 2^24 exactly
-    return torch.zeros_like(rank).scatter(1, rank, index.expand_as(rank))
+    index = torch.arange(keys[0].shape[1], device=keys[0].device)
+    before = index < index.unsqueeze(1)
+    for key in reversed(keys):
+        mine, other = key.unsqueeze(2), key.unsqueeze(1)
+        before = (other > mine) | ((other == mine) & before)
+    return before.to(torch.float32).sum(-1).to(torch.int64)  # float32 counts to 2^24 exactly
+
+
+def comparison_order(*keys: Tensor) -> Tensor:
+    """Indices (B, N) that sort (B, N) keys as `comparison_rank` does."""
+    import torch
+
+    rank = comparison_rank(*keys)
+    return torch.zeros_like(rank).scatter(1, rank, torch.arange(rank.shape[1], device=rank.device).expand_as(rank))
 
 
 def alternate_plan(metric: Tensor, energy: Tensor, removed: int, layout: Layout, plain: bool) -> MergePlan:

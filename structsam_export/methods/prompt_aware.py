@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from structsam_export.methods.cells import SIZE, cell_plan, group_by_cell, merged_cells, rank_pads_first
 from structsam_export.methods.energy import gradient_energy
+from structsam_export.methods.matching import comparison_order, comparison_rank
 from structsam_export.methods.plan import MergePlan, SplitPlan
 from structsam_export.methods.structsam import StructSAM
 
@@ -88,17 +89,16 @@ class PromptAwareStructSAM(StructSAM):
         cells = group_by_cell(energy, layout.side)
         steepest, dst = cells.amax(-1), cells.argmin(-1)
         if not layout.window:
-            # Beyond any energy: protected cells are ranked behind all free ones, the flattest first.
-            steepest = steepest + 1e6 * group_by_cell(touched, layout.side).amax(-1)
-            return cell_plan(steepest, dst, layout, merged_cells(layout, self.rate))
+            protected = group_by_cell(touched, layout.side).amax(-1)
+            rank = comparison_rank(-protected, -steepest)
+            return cell_plan(rank.to(steepest.dtype), dst, layout, merged_cells(layout, self.rate))
         steepest = rank_pads_first(steepest, layout)
         K, dense = self._all_cells(layout), self.dense_calls(layout)
         if not dense:
             return cell_plan(steepest, dst, layout, K)
-        # Windows by how much of the prompt they hold, then by structure: two different energies decide no tie.
-        held = touched.sum(1).view(-1, layout.calls)
-        structure = torch.where(steepest < 1e6, steepest.clamp(min=0), 0).mean(1).view(-1, layout.calls)
-        order = torch.topk(held * 1e3 + structure, layout.calls, dim=1).indices
+        # Windows by how much of the prompt they hold, then by structure.
+        held, structure = touched.sum(1), energy.mean(1)
+        order = comparison_order(held.view(-1, layout.calls), structure.view(-1, layout.calls))
         chosen = order[:, dense:]
         first = torch.arange(chosen.shape[0], device=order.device).unsqueeze(1) * layout.calls
         chosen = (chosen + first).flatten()

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def eager_runner(module: nn.Module, names: Sequence[str], label: str) -> Any:
-    """A PyTorch module as a runner on the CPU (polygraphy's own needs CUDA)."""
+def eager_runner(module: nn.Module, names: Sequence[str], label: str, *, boxes: bool = False) -> Any:
+    """A PyTorch module as a runner on the CPU (polygraphy's own needs CUDA); `boxes`: it also takes a prompt."""
     hush_polygraphy()
     import numpy as np
     import torch
@@ -31,7 +31,8 @@ def eager_runner(module: nn.Module, names: Sequence[str], label: str) -> Any:
             return {name: value.numpy() for name, value in zip(names, outputs)}
 
         def get_input_metadata_impl(self) -> Any:
-            return TensorMetadata().add("image", dtype=np.float32, shape=(-1, 3, -1, -1))
+            known = TensorMetadata().add("image", dtype=np.float32, shape=(-1, 3, -1, -1))
+            return known.add("boxes", dtype=np.float32, shape=(-1, 4)) if boxes else known
 
     return EagerRunner(name=label)
 

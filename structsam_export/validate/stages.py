@@ -76,7 +76,8 @@ def eager_reference(loaded: LoadedModel, schedule: Schedule, photos: Sequence[Ph
         with schedule.patched(encoder):
             layers, names = host_of(encoder).reduced_blocks(encoder), decision_names(encoder)
             module = encoder_with_decisions(encoder, history)
-            eager = run(eager_runner(module, ["image_embeddings", *names], "eager"), feeds, say)
+            runner = eager_runner(module, ["image_embeddings", *names], "eager", boxes=schedule.prompt_aware)
+            eager = run(runner, feeds, say)
     for name, (outputs, seconds) in (("dense", dense), ("eager", eager)):
         embeddings = [o["image_embeddings"] for o in outputs]
         drawn = stage_masks.stage_masks(decode, embeddings, photos, prepared, size)
