@@ -3,6 +3,7 @@
 A method is a frozen dataclass with `rate` and `variant`; it turns tokens into a plan and knows no model. `KIND` says
 what kind of plan:
 
+    none    no plan: the dense model (`none.py`)
     merge   `MergePlan` for every attention call of a layer (`base.py`)
     keys    `KeyPlan`: all tokens stay, each attends to fewer keys (`sparsesam.py`)
     grid    `GridPlan`: from one block on, the whole encoder runs on a smaller grid (`cubist.py`)

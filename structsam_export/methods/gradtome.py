@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 from structsam_export.methods.base import MergeMethod
 from structsam_export.methods.cells import cell_indices, mergeable_sources, partition_by_cell
 from structsam_export.methods.energy import gradient_energy
-from structsam_export.methods.matching import alternate_plan, match
+from structsam_export.methods.matching import alternate_plan, alternating, match
 
 if TYPE_CHECKING:
     from structsam_export.methods.plan import MergePlan
@@ -39,7 +39,7 @@ class GradToMe(MergeMethod):
     def removed(self, layout: Layout) -> int:
         """floor(N * rate), at most half (alternate) or the sources of all cells (grid2x2)."""
         if self.variant == "alternate":
-            return min(self.budget(layout), layout.tokens // 2)
+            return min(self.budget(layout), alternating(layout, bool(self.compat)))
         if self.compat:
             return min(self.budget(layout), layout.tokens - len(cell_indices(layout.side)[0]))
         return min(self.budget(layout), mergeable_sources(layout))

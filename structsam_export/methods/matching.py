@@ -210,6 +210,17 @@ def alternate_plan(metric: Tensor, energy: Tensor, removed: int, layout: Layout,
 
 
 @lru_cache(maxsize=64)
+def alternating(layout: Layout, plain: bool) -> int:
+    """Sources that `alternate_plan` can merge: half of all tokens.
+
+    One less where a window would be left with a single real token between pads, which takes the role of a source.
+    """
+    N = layout.tokens
+    lonely = not plain and N % 2 == 0 and any(N - sum(pads) == 1 for pads in layout.pads())
+    return N // 2 - lonely
+
+
+@lru_cache(maxsize=64)
 def pad_energy(layout: Layout) -> tuple[tuple[float, ...], ...]:
     """Energy that puts pads first, in raster order; 0 for real tokens.
 

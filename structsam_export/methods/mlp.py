@@ -114,7 +114,7 @@ def make_mlp(name: str, density: float | None = None) -> ResidualConsistency | M
         UsageError: unknown name, or a density where none belongs or outside (0, 1].
     """
     if name not in MLPS:
-        raise unknown_name("MLP policy", name, MLPS)
+        raise unknown_name("MLP choice", name, MLPS)
     if name == "residual-consistency":
         return ResidualConsistency() if density is None else ResidualConsistency(density)
     if density is not None:

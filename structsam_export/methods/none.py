@@ -19,6 +19,7 @@ class NoMerge(MergeMethod):
     rate: float = 0.0
     variant: str = "dense"
 
+    KIND: ClassVar[str] = "none"
     NAME: ClassVar[str] = "none"
     VARIANTS: ClassVar[dict[str, float]] = {"dense": 0.0}
     COMPAT: ClassVar[tuple[str, ...]] = ()

@@ -37,7 +37,7 @@ class ToMeSD(ToMe):
     SOURCE: ClassVar[str] = "ToMeSD, arXiv 2303.17604"
 
     def destinations(self, layout: Layout) -> tuple[int, ...]:
-        """Destinations of one attention call, ascending; constants of its size."""
+        """Destinations of one attention call, constants of its size."""
         if self.variant == "rand25":
             return subset(self.seed, layout.tokens, layout.tokens // 4)
         cells, _ = cell_indices(layout.side)

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from conftest import tiny_encoder
 from graphs import run
 
-from structsam_export.methods.cubist import LEFT, RIGHT, Cubist, GridPlan, line_joins, line_slots, merge_lines
+from structsam_export.errors import UsageError
+from structsam_export.methods.cubist import (
+    LEFT,
+    RIGHT,
+    Cubist,
+    GridPlan,
+    line_joins,
+    line_slots,
+    merge_lines,
+    real_left,
+)
 from structsam_export.methods.tokens import Layout
+from structsam_export.patch import patched
 
 PAD = None
 LAYOUTS = {
     "sam": Layout((64, 64), 14),
     "demo": Layout((32, 32), 12),
+    "wide": Layout((6, 10), 4),
     "odd": Layout((9, 7)),
     "odd windows": Layout((13, 16), 5),
     "lone pads": Layout((7, 11), 4),
@@ -153,6 +167,34 @@ def test_equal_tokens_merge_without_loss(layout, variant, rate):
     assert torch.equal(again.unmerge(small), x)
 
 
+@pytest.mark.parametrize(
+    ("layout", "variant", "rate", "size"),
+    [
+        pytest.param(Layout((64, 64), 14), "window", 0.39, 14, id="sam"),
+        pytest.param(Layout((12, 12), 6), "window", 0.5, 6, id="windows"),
+        pytest.param(Layout((16, 16)), "global", 0.4, 16, id="whole"),
+        pytest.param(Layout((9, 7)), "global", 0.5, 9, id="odd"),
+    ],
+)
+@pytest.mark.parametrize("twin", ["left", "right"])
+def test_lines_that_equal_a_neighbour_are_the_ones_that_go(layout, variant, rate, size, twin):
+    """Some odd rows and columns repeat the even one before or after: just those are lost, and nothing with them."""
+    method = Cubist(rate, variant)
+    (H, W), (r_h, r_w) = layout.grid, method.lines(layout)
+    x = features(layout.grid)[0]
+    for axis, (length, removed) in enumerate(((H, r_h), (W, r_w))):
+        lines = np.moveaxis(x, axis, 0)
+        for start in range(0, length, size):
+            for k in range(start + 1, min(start + size, length - 1), 2)[:removed]:
+                lines[k] = lines[k - 1 if twin == "left" else k + 1]
+    small, plan = reduce(x[None], method, layout)
+    assert torch.equal(plan.unmerge(small)[0], torch.tensor(x, dtype=torch.float32))
+    slots = plan.slot().view(H, W)
+    for group in slots.unique().tolist():
+        rows, columns = (slots == group).nonzero(as_tuple=True)
+        assert len({tuple(x[r, c]) for r, c in zip(rows.tolist(), columns.tolist())}) == 1
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_one_value_everywhere(variant):
     """All edges tie, and whichever merge, the value stays; no pad brings a zero in."""
@@ -274,6 +316,33 @@ def test_border_windows_of_sam_lose_pads_only(rate, lines):
     assert torch.equal(small[0, real - 8 : real, real - 8 : real], torch.tensor(x[0, 56:, 56:], dtype=torch.float32))
 
 
+@pytest.mark.parametrize("rate", [0.25, 0.5, 0.7])
+@pytest.mark.parametrize("name", [name for name, layout in LAYOUTS.items() if layout.window])
+def test_lines_of_pads_leave_no_choice(name, rate):
+    """Their tokens are all equal, but all runtimes must merge the same ones."""
+    layout = LAYOUTS[name]
+    small, plan = reduce(features(layout.grid), Cubist(rate), layout)
+    r_h, r_w = plan.removed
+    h, w = plan.layout.side
+    pads = plan.layout.partition(torch.ones(1, *layout.grid, 1)).view(-1, h, w) == 0
+    rows = plan.rows.view(-1, h, w // 2)[pads.all(2)]
+    assert rows.tolist() == [[LEFT] * r_w + [0] * (w // 2 - r_w)] * len(rows)
+    pads = (plan.after.partition(small) == 0).all(-1).view(-1, h - r_h, w - r_w)
+    columns = plan.columns.view(-1, w - r_w, h // 2)[pads.all(1)]
+    assert columns.tolist() == [[LEFT] * r_h + [0] * (h // 2 - r_h)] * len(columns)
+
+
+@pytest.mark.parametrize("length", range(2, 10))
+def test_how_many_real_tokens_stay_is_known_beforehand(length):
+    for real in range(length + 1):
+        line = list(features((length,))[0][:real]) + [PAD] * (length - real)
+        for removed in range(length // 2 + 1):
+            small, _ = slow_line(line, removed)
+            staying = sum(token is not PAD for token in small)
+            assert real_left(real, length, removed) == staying
+            assert all(token is not PAD for token in small[:staying])
+
+
 @each_case
 def test_no_real_token_turns_into_a_pad(layout, variant, rate):
     """A pad takes no real value away, wherever it has to go."""
@@ -284,7 +353,7 @@ def test_no_real_token_turns_into_a_pad(layout, variant, rate):
 
 def test_half_precision_keeps_its_type_and_decides_in_single():
     layout, method = LAYOUTS["demo"], Cubist(0.5)
-    x = torch.tensor(features(layout.grid), dtype=torch.float16)
+    x = torch.tensor(1 + features(layout.grid) / 10, dtype=torch.float16)
     small, plan = method.reduce(x, layout)
     expected, same = method.reduce(x.float(), layout)
     assert small.dtype == torch.float16
@@ -292,8 +361,19 @@ def test_half_precision_keeps_its_type_and_decides_in_single():
     assert torch.equal(plan.slot(), same.slot())
 
 
+@pytest.mark.parametrize(("rate", "lines"), [(0.12, 2), (0.26, 3)])
+def test_border_windows_that_stick_out_at_one_side_lose_pads_there(rate, lines):
+    """All 8 real columns at the right stay apart, all 8 real rows at the bottom too."""
+    slots = reduce(features((64, 64)), Cubist(rate), LAYOUTS["sam"])[1].slot()[0].view(64, 64)
+    side = 5 * (14 - lines)
+    right, below = slots[:56, 56:] % side, slots[56:, :56] // side
+    assert torch.equal(right, (side - (14 - lines) + torch.arange(8)).expand(56, 8))
+    assert torch.equal(below, (side - (14 - lines) + torch.arange(8)).view(8, 1).expand(8, 56))
+
+
 ONNX_CASES = {
     "windows": (Layout((6, 10), 4), "window", 0.5),
+    "sam": (LAYOUTS["sam"], "window", 0.26),
     "sam's pads": (Layout((20, 20), 14), "window", 0.6),
     "whole": (Layout((9, 7)), "global", 0.4),
     "half of all": (Layout((8, 8)), "global", 0.75),
@@ -391,6 +471,91 @@ def by_slots(x, plan):
         for slot, token in zip(slots, x[image].flatten(0, 1)):
             small[image, slot] = torch.where(token.abs() > small[image, slot].abs(), token, small[image, slot])
     return small.view(len(x), H, W, -1)
+
+
+# In the host: 10 x 10 tokens in windows of 4 (12 with pads), blocks 0, 2 and 4 windowed, 1 and 3 global.
+HOST_CASES = [
+    pytest.param(variant, rate, first, grid, id=f"{variant}-{rate:g}-from-{first}")
+    for variant, rate, grid in [("window", 0.2, 9), ("window", 0.6, 6), ("global", 0.36, 8), ("global", 0.5, 7)]
+    for first in (0, 1, 2, 4)
+]
+each_host_case = pytest.mark.parametrize(("variant", "rate", "first", "grid"), HOST_CASES)
+
+
+@pytest.fixture(scope="module")
+def stock():
+    """An encoder, an input of two images and its embedding; only for tests that leave the encoder stock."""
+    encoder = tiny_encoder(image=(160, 160), depth=5, global_layers=(1, 3))
+    x = torch.randn(2, 3, 160, 160, generator=torch.Generator().manual_seed(4))
+    return encoder, x, encoder(x)
+
+
+@each_host_case
+def test_host_runs_the_blocks_that_follow_on_the_small_grid(stock, variant, rate, first, grid):
+    """The embedding of stock blocks called by hand: their window size set, the grid reduced and restored between."""
+    encoder, x, dense = stock
+    method, layout = Cubist(rate, variant), Layout((10, 10), 4)
+    window = 4 if variant == "global" else {9: 3, 6: 2}[grid]
+    assert method.after(layout) == Layout((grid, grid), window)
+    with patched(encoder, method, range(first, 5)):
+        found = encoder(x)
+    by_hand = copy.deepcopy(encoder)
+    y = by_hand.patch_embed(x) + by_hand.pos_embed
+    for block in by_hand.blocks[:first]:
+        y = block(y)
+    y, plan = method.reduce(y, layout)
+    for block in by_hand.blocks[first:]:
+        block.window_size = window if block.window_size else 0
+        assert y.shape == (2, grid, grid, 16)
+        y = block(y)
+    expected = by_hand.neck(plan.unmerge(y).permute(0, 3, 1, 2))
+    assert found.shape == dense.shape
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert not torch.allclose(found, dense, atol=1e-2)
+
+
+@each_host_case
+def test_host_gives_window_sizes_back(stock, variant, rate, first, grid):
+    encoder, x, dense = stock
+    before = [(type(block), block.window_size, sorted(vars(block))) for block in encoder.blocks]
+    assert [size for _, size, _ in before] == [4, 0, 4, 0, 4]
+    small = Cubist(rate, variant).after(Layout((10, 10), 4)).window
+    with patched(encoder, Cubist(rate, variant), range(first, 5)):
+        inside = [block.window_size for block in encoder.blocks]
+        encoder(x)
+    assert inside == [small if i >= first and size else size for i, (_, size, _) in enumerate(before)]
+    assert [(type(block), block.window_size, sorted(vars(block))) for block in encoder.blocks] == before
+    assert torch.equal(encoder(x), dense)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_rate_zero_is_the_stock_encoder(stock, variant):
+    encoder, x, dense = stock
+    kinds = [type(block) for block in encoder.blocks]
+    with patched(encoder, Cubist(0.0, variant), range(5)):
+        assert [type(block) for block in encoder.blocks] == kinds
+        assert torch.equal(encoder(x), dense)
+
+
+@pytest.mark.parametrize(
+    "blocks",
+    [
+        pytest.param(dict.fromkeys([0, 1], Cubist()), id="a prefix"),
+        pytest.param(dict.fromkeys([3], Cubist()), id="one in the middle"),
+        pytest.param(dict.fromkeys([1, 2, 4], Cubist()), id="a gap"),
+        pytest.param({2: Cubist(), 3: Cubist(), 4: Cubist(0.2)}, id="two rates"),
+        pytest.param({2: Cubist(), 3: Cubist(), 4: Cubist(0.5, "global")}, id="two variants"),
+    ],
+)
+def test_layers_that_are_not_the_last_ones_are_refused(stock, blocks):
+    encoder, x, dense = stock
+    first = min(blocks)
+    with (
+        pytest.raises(UsageError, match=rf"'cubist' reduces the grid once.*--layers {first}-4"),
+        patched(encoder, blocks),
+    ):
+        raise AssertionError("not refused")
+    assert torch.equal(encoder(x), dense)
 
 
 def test_parts_are_the_first_fields():
