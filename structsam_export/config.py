@@ -60,8 +60,8 @@ class ExportConfig:
         parts += [option for option in (self.compat, *(f"{k}{v}" for k, v in self.params)) if option]
         if self.prompt_aware:
             parts.append("prompt")
-        if self.layers not in (None, "all"):
-            parts.append(str(self.layers).replace(",", "+"))
+        if self.layers is not None:
+            parts.append(self.layers.replace(",", "+"))
         if self.mlp != "none":
             parts.append(f"mlp_{self.mlp}" + (f"{self.mlp_density * 100:g}" if self.mlp_density is not None else ""))
         shown = f"{rate * 100:g}" if isinstance(rate, float) else rate.replace(",", "+").replace(":", "@")

@@ -45,8 +45,9 @@ class Job:
         with stage(f"load {config.model}"):
             loaded = load_model(config.model, Path(config.checkpoint) if config.checkpoint else None)
         schedule = resolve(config, loaded.geometry)
-        rate = schedule.method.rate if config.rate is None else config.rate
-        rate = schedule.rate if schedule.rate is not None else rate
+        # Text that names layers stays as it is: without them it would mean other blocks.
+        by_layers = isinstance(config.rate, str) and ":" in config.rate
+        rate = config.rate if by_layers else schedule.rate
         return cls(replace(config, rate=rate), loaded, schedule)
 
     @property

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from structsam_export.config import ExportConfig
 from structsam_export.errors import UsageError
-from structsam_export.methods import Method, make_method
+from structsam_export.methods import Method, make_method, method_class, parameter
 from structsam_export.methods.mlp import make_mlp
 from structsam_export.methods.rates import parse_rate
 from structsam_export.patch import patched, resolve_layers
@@ -48,7 +48,8 @@ class Schedule:
 
 def factory(config: ExportConfig) -> Callable[[float | None], Method]:
     """The configured method at any rate."""
-    own: dict[str, Any] = dict(config.params)
+    cls = method_class(config.method)
+    own = {key: parameter(cls, key, value) for key, value in config.params}
     options: dict[str, Any] = {"variant": config.variant, "compat": config.compat, "prompt_aware": config.prompt_aware}
     return lambda rate: make_method(config.method, rate, **options, **own)
 
@@ -78,7 +79,7 @@ def resolve(config: ExportConfig, geometry: EncoderGeometry) -> Schedule:
         method = make(rates.everywhere)
         # A grid that shrinks stays small to the end: early blocks first see what there is.
         first = geometry.depth // 4 if method.KIND == "grid" else 0
-        spec = config.layers or (f"{first}-{geometry.depth - 1}" if first else "all")
+        spec = f"{first}-{geometry.depth - 1}" if config.layers is None else config.layers
         blocks = dict.fromkeys(resolve_layers(spec, geometry.depth, geometry.global_layers), method)
     mlp = make_mlp(config.mlp, config.mlp_density)
     assign(geometry, blocks, mlp)  # refuses what does not go together

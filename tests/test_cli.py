@@ -95,7 +95,7 @@ def test_doctor_names_every_backend(command):
         (["--backend", "cuda"], 2, "tensorrt-rtx"),
         (["--batch", "0"], 2, "--batch"),
         (["--opset", "11"], 2, "18 to 23"),
-        (["--rate", "half"], 2, "not a valid float"),
+        (["--rate", "half"], 2, "Cannot read rate 'half'"),
         (["--frobnicate"], 2, "No such option"),
         (["--checkpoint", "missing.pth"], 5, "missing.pth"),
         (["--image", "missing.jpg"], 5, "missing.jpg"),

@@ -66,10 +66,6 @@ class GridPlan:
         """Copy the small grid (B, H', W', C) back to every token it stands for (B, H, W, C)."""
         return rows(y.flatten(1, 2), self.slot()).unflatten(1, self.layout.grid)
 
-    def decision(self) -> Tensor:
-        """What was decided about real tokens, whichever pads merged: `slot`."""
-        return self.slot()
-
 
 @dataclass(frozen=True)
 class Cubist:

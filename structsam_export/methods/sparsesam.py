@@ -49,7 +49,7 @@ class KeyPlan:
         # A constant index stays one number per row; expanded to D channels it would be folded into the file.
         return x.index_select(1, self.keys[0]) if self.fixed else rows(x, self.keys)
 
-    def decision(self, tokens: int) -> Tensor:
+    def membership(self, tokens: int) -> Tensor:
         """Which of all tokens are keys of every query, (B, tokens) int64 of 0 and 1: whatever the keys' order."""
         import torch
 

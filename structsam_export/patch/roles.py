@@ -171,7 +171,7 @@ def _shrink(
 ) -> int:
     """Roles of a method that reduces the grid at its first block; returns that block."""
     first, method = grids[0], blocks[grids[0]]
-    if grids != list(range(first, geometry.depth)) or any(blocks[i] != method for i in grids):
+    if grids != list(range(first, geometry.depth)) or set(blocks.values()) != {method}:
         raise UsageError(
             f"'{method.NAME}' reduces the grid once, for all blocks that follow. Pass --layers {first}-"
             f"{geometry.depth - 1} (one rate) or leave --layers away."

@@ -67,7 +67,7 @@ def tiled(attn: nn.Module, x: Tensor, left: list[Tensor], plan: KeyPlan, grid: t
     shared = q @ beside(k.transpose(-2, -1), lines)
     lines = lines_of(groups, grid, k) if len(left) > 1 else []
     own = q.unflatten(2, groups.shape) @ beside(own_k.transpose(-2, -1), [t.squeeze(1) for t in lines])
-    twice = plan.decision(N)[: 1 if plan.fixed else None].index_select(1, order)
+    twice = plan.membership(N)[: 1 if plan.fixed else None].index_select(1, order)
     own = own + NEVER * twice.to(q.dtype).view(-1, 1, len(groups), 1, groups.shape[1])
 
     weights = torch.cat([shared, own.flatten(2, 3)], -1).softmax(-1)

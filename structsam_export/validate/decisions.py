@@ -29,18 +29,22 @@ def names_of(outputs: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(key.rpartition(".")[0] for key in outputs if key != "image_embeddings"))
 
 
-def decided(outputs: Mapping[str, Any], name: str) -> np.ndarray:
+def decided(outputs: Mapping[str, Any], name: str, tokens: int = 0) -> np.ndarray:
     """One integer for everything a decision settles, (images or calls, ...), the same however slots are ordered.
 
-    Where each token is merged to, which tokens are kept, or what each odd token of a line joins.
+    Where each token is merged to, whether it is kept (1), or what each odd token of a line joins. `tokens` of an image
+    need not be given where the outputs hold an embedding.
     """
     parts = {k.rpartition(".")[2]: np.asarray(v) for k, v in outputs.items() if k.startswith(f"{name}.")}
     if "rows" in parts:
         return np.concatenate([parts["rows"].ravel(), parts["columns"].ravel()])[None]
     if "keys" in parts:
-        return np.sort(parts["keys"], 1)
+        kept = np.zeros((len(parts["keys"]), tokens or int(np.prod(outputs["image_embeddings"].shape[-2:]))), np.int64)
+        np.put_along_axis(kept, parts["keys"], 1, axis=1)
+        return kept
     if "keep" in parts:
-        return np.sort(parts["keep"], 1)
+        split: np.ndarray = parts["slot"] < parts["keep"].shape[1]
+        return split.astype(np.int64)
     target = np.take_along_axis(parts["pos"], parts["slot"], axis=1)
     return on_all_calls(target, parts["order"]) if "order" in parts else target
 
@@ -103,7 +107,8 @@ def unstable(decision: Decision, name: str, taken: np.ndarray) -> np.ndarray:
     moved = np.zeros(taken.shape, bool)
     for seed in range(TRIES):
         plan = decision.again(NOISE, seed)
-        again = decided({f"{name}.{part}": getattr(plan, part).numpy() for part in plan.parts}, name)
+        made = {f"{name}.{part}": getattr(plan, part).numpy() for part in plan.parts}
+        again = decided(made, name, taken.shape[-1])
         moved |= again != taken
     return moved
 
@@ -146,10 +151,13 @@ def expose(model: Any, names: Sequence[str], given: bool) -> None:
     import onnx
 
     graph = model.graph
-    makers = {out: (node, i) for node in graph.node for i, out in enumerate(node.output)}
+    made = {out for node in graph.node for out in node.output}
     constants = {t.name for t in graph.initializer}
     infos = {v.name: v for v in [*graph.value_info, *graph.output]}
-    present = [name for name in names if name in makers or name in constants]
+    present = [name for name in names if name in made or name in constants]
+    for name in dict.fromkeys(name.rpartition(".")[0] for name in present if given):
+        decide_apart(graph, [f"{name}.{part}" for part in ("order", "pos", "slot", "sources")])
+    makers = {out: (node, i) for node in graph.node for i, out in enumerate(node.output)}
     outputs = {o.name for o in graph.output}
     for name in present:
         info = infos.get(name) or onnx.helper.make_empty_tensor_value_info(name)
@@ -157,9 +165,47 @@ def expose(model: Any, names: Sequence[str], given: bool) -> None:
             if name not in outputs:
                 graph.output.append(info)
             continue
-        node, i = makers[name]
-        node.output[i] = name + GIVEN
+        if name in makers:
+            node, i = makers[name]
+            node.output[i] = name + GIVEN
         for output in [o for o in graph.output if o.name == name]:
             graph.output.remove(output)
         graph.input.append(info)
         graph.output.append(onnx.helper.make_empty_tensor_value_info(name + GIVEN))
+
+
+def decide_apart(graph: Any, parts: Sequence[str]) -> None:
+    """Double the nodes between the parts of one decision, so that none is computed from another one that is given.
+
+    Parts follow from each other (slots from sources), and the exporter shares nodes between deciding and merging: what
+    a graph decides itself comes from the doubles alone, NAME.computed. What the originals would make is left unused.
+    """
+    import onnx
+
+    made = {out for node in graph.node for out in node.output}
+    own = {part for part in parts if part in made}
+    after, before = set(own), set(own)
+    for node in graph.node:
+        if after & set(node.input):
+            after |= set(node.output)
+    for node in reversed(graph.node):
+        if before & set(node.output):
+            before |= set(node.input)
+    nodes = []
+    for node in graph.node:
+        nodes.append(node)
+        if not (after & set(node.input) and before & set(node.output)):
+            continue
+        twin = onnx.NodeProto()
+        twin.CopyFrom(node)
+        twin.name += GIVEN
+        for i, name in enumerate(node.input):
+            twin.input[i] = name + GIVEN if name in after else name
+        for i, name in enumerate(node.output):
+            twin.output[i] = name + GIVEN
+            if name in own:
+                node.output[i] = name + ".unused"
+        nodes.append(twin)
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)

@@ -158,7 +158,7 @@ def test_an_image_gets_the_same_keys_in_any_batch():
 def test_decision_and_rows_of_the_keys(rate):
     layout = LAYOUTS["wide"]
     plan = plan_of(rate, layout)
-    member = plan.decision(layout.tokens)
+    member = plan.membership(layout.tokens)
     assert member.dtype == torch.int64
     assert member.tolist() == [[int(t in set(keys)) for t in range(layout.tokens)] for keys in plan.keys.tolist()]
     x = torch.randn(2, layout.tokens, 3, generator=torch.Generator().manual_seed(0))
