@@ -171,7 +171,41 @@ def _export(
         )
     if program is None:
         raise RuntimeError("torch.onnx.export returned no program")
+    fold_weights(program.model)
+    clear_metadata(program.model)
     program.save(str(path), external_data=True)
+
+
+def fold_weights(model: Any) -> None:
+    """Compute weights that are cut, scaled or transposed from others; the exporter leaves big ones to the runtime.
+
+    Args:
+        model: `onnx_ir.Model`, changed in place.
+    """
+    import onnx_ir as ir
+    from onnx.reference import ReferenceEvaluator
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    for node in list(model.graph):
+        if node.op_type not in ("Slice", "Mul", "Transpose") or any(
+            v is None or not v.const_value for v in node.inputs
+        ):
+            continue
+        feeds = {v.name: v.const_value.numpy() for v in node.inputs}
+        (value,) = ReferenceEvaluator(ir.to_proto(node)).run(None, feeds)
+        out = node.outputs[0]
+        folded = ir.Value(name=f"{out.name}.folded", const_value=ir.tensor(value, name=f"{out.name}.folded"))
+        model.graph.register_initializer(folded)
+        out.replace_all_uses_with(folded)
+        model.graph.remove(node, safe=True)
+    RemoveUnusedNodesPass()(model)
+
+
+def clear_metadata(model: Any) -> None:
+    """Drop the exporter's notes on every node: stack traces hold paths of this machine."""
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+    ClearMetadataAndDocStringPass()(model)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from functools import lru_cache
 from math import floor
 from typing import TYPE_CHECKING
 
-from structsam_export.methods.plan import MergePlan, rows
+from structsam_export.methods.plan import MergePlan
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -150,24 +150,25 @@ def cell_plan(rank_by: Tensor, dst: Tensor, layout: Layout, merged: int) -> Merg
 
     B, C = rank_by.shape
     cells, rest = cell_indices(layout.side)
-    device = rank_by.device
-    table = torch.tensor(cells, device=device).flatten()
+    device, kept = rank_by.device, (C - merged) * SIZE + len(rest)
+    table = torch.tensor(cells, device=device)
     first = torch.arange(C, device=device) * SIZE
     order = torch.topk(rank_by, C, dim=1, largest=False).indices
     flattest, protected = order[:, :merged], order[:, merged:]
 
-    dst_token = table[first + dst]
-    src_token = table[first[:, None] + torch.tensor(OTHERS, device=device)[dst]]
-    kept = table.view(C, SIZE)[protected].flatten(1)
+    # A merging cell and its destination as one number: everything about it is looked up.
+    choice = (first + dst).gather(1, flattest)
+    src_token = table[torch.arange(C, device=device)[:, None, None], torch.tensor(OTHERS, device=device)].flatten(0, 1)
     leftover = torch.tensor(rest, dtype=torch.int64, device=device).expand(B, -1)
-    pos = torch.cat([kept, leftover, rows(dst_token.unsqueeze(-1), flattest).squeeze(-1)], 1)
-    sources = rows(src_token, flattest).flatten(1)
+    pos = torch.cat([table[protected].flatten(1), leftover, table.flatten()[choice]], 1)
+    sources = src_token[choice].flatten(1)
 
     # Where each cell stands in the order decides the slot of its four tokens.
-    place = torch.zeros_like(order).scatter(1, order, torch.arange(C, device=device).expand(B, C)).unsqueeze(-1)
-    alone = (place - merged) * SIZE + torch.arange(SIZE, device=device)
-    together = place + (pos.shape[1] - merged)
-    by_cell = torch.where(place < merged, together, alone).flatten(1)
-    by_cell = torch.cat([by_cell, (C - merged) * SIZE + torch.arange(len(rest), device=device).expand(B, -1)], 1)
+    place = torch.zeros_like(order).scatter(1, order, torch.arange(C, device=device).expand(B, C))
+    alone = torch.arange(-merged * SIZE, (C - merged) * SIZE, device=device).view(C, SIZE)
+    together = torch.arange(kept, kept + C, device=device).unsqueeze(1).expand(-1, SIZE)
+    by_place = torch.where(torch.arange(C, device=device).unsqueeze(1) < merged, together, alone)
+    odd = torch.arange(kept - len(rest), kept, device=device).expand(B, -1)
     raster = torch.tensor(raster_order(layout.side), device=device)
-    return MergePlan(pos, by_cell.index_select(1, raster), sources, merged, equal=True)
+    slot = torch.cat([by_place[place].flatten(1), odd], 1).index_select(1, raster)
+    return MergePlan(pos, slot, sources, merged, equal=True)

@@ -32,17 +32,18 @@ def sobel_energy(features: Tensor, *, thesis: bool = False) -> Tensor:
     border = "constant" if thesis else "replicate"
     x = F.pad(features.float().permute(0, 3, 1, 2), (1, 1, 1, 1), mode=border)
     g = F.conv2d(x, kernels.unsqueeze(1).repeat(d, 1, 1, 1), groups=d)
-    return g.square().sum(1).div(d).sqrt()
+    return torch.linalg.vector_norm(g, dim=1) / d**0.5
 
 
 def central_energy(features: Tensor) -> Tensor:
     """Central differences sqrt(sum_c(dx^2 + dy^2)) of features (B, H, W, d) -> (B, H, W) float32, border repeated."""
+    import torch
     import torch.nn.functional as F
 
     x = F.pad(features.float().permute(0, 3, 1, 2), (1, 1, 1, 1), mode="replicate")
     dx = (x[:, :, 1:-1, 2:] - x[:, :, 1:-1, :-2]) / 2
     dy = (x[:, :, 2:, 1:-1] - x[:, :, :-2, 1:-1]) / 2
-    return (dx.square() + dy.square()).sum(1).sqrt()
+    return torch.linalg.vector_norm(torch.cat([dx, dy], 1), dim=1)
 
 
 def gradient_energy(features: Tensor, layout: Layout, kind: str, *, thesis: bool = False) -> Tensor:

@@ -54,18 +54,18 @@ class MergePlan:
         """Reduce tokens (B, N, D) to slots (B, n, D)."""
         import torch
 
-        kept = rows(x, self.pos)
         if self.reduce == "replace":
-            return kept
-        single, dst = kept[:, : self.kept - self.groups], kept[:, self.kept - self.groups :]
-        src = rows(x, self.sources)
+            return rows(x, self.pos)
+        first = self.kept - self.groups
+        single, into = rows(x, self.pos[:, :first]), self.pos[:, first:]
         if self.equal:
-            size = self.sources.shape[1] // self.groups
-            cell = torch.cat([dst.unsqueeze(2), src.view(src.shape[0], self.groups, size, -1)], 2)
-            return torch.cat([single, cell.mean(2)], 1)
+            members = torch.cat([into.unsqueeze(2), self.sources.view(into.shape[0], self.groups, -1)], 2)
+            group = rows(x, members.flatten(1)).view(*members.shape, -1)
+            return torch.cat([single, group.mean(2)], 1)
+        dst, src = rows(x, into), rows(x, self.sources)
         # Which destination each source joins, as one-hot rows: a product stays exact and static in ONNX, while
         # scatter_reduce(mean) exports silently as last-write-wins.
-        target = self.slot.gather(1, self.sources) - (self.kept - self.groups)
+        target = self.slot.gather(1, self.sources) - first
         onehot = (target[:, None, :] == torch.arange(self.groups, device=x.device)[None, :, None]).to(x.dtype)
         mean = (dst + onehot @ src) / (1 + onehot.sum(-1, keepdim=True))
         return torch.cat([single, mean], 1)

@@ -10,13 +10,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from structsam_export.methods.sparsesam import tile_order
+from structsam_export.patch.attention import project
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from structsam_export.methods.sparsesam import KeyPlan
 
-NEVER = -1e9  # added to a score that must not count; exp of it is 0 in every precision
+NEVER = -1e4  # added to a score that must not count; exp of it is 0 in every precision, and FP16 can hold it
 
 
 def all_keys(attn: nn.Module, x: Tensor) -> Tensor:
@@ -115,15 +116,6 @@ def beside(keys: Tensor, lines: list[Tensor]) -> Tensor:
     import torch
 
     return torch.cat([keys, *(t.expand(*keys.shape[:-2], -1, -1) for t in lines)], -2)
-
-
-def project(attn: nn.Module, x: Tensor, start: int, stop: int) -> Tensor:
-    """Rows start to stop of the qkv projection: x (B, n, D) -> (B, n, stop - start)."""
-    import torch.nn.functional as F
-
-    m: Any = attn
-    bias = None if m.qkv.bias is None else m.qkv.bias[start:stop]
-    return F.linear(x, m.qkv.weight[start:stop], bias)
 
 
 def heads_of(attn: nn.Module, x: Tensor) -> tuple[Tensor, ...]:

@@ -18,9 +18,13 @@ RULES = {
     "fold_constants": "structsam_export.rewrite.fold_constants",
     "gather_nd": "structsam_export.rewrite.gather_nd",
     "row_gather": "structsam_export.rewrite.row_gather",
+    "gather_grid": "structsam_export.rewrite.gather_grid",
     "gather_last": "structsam_export.rewrite.gather_last",
+    "layout_gather": "structsam_export.rewrite.layout_gather",
     "relative_position": "structsam_export.rewrite.relative_position",
     "stock_relative_position": "structsam_export.rewrite.stock_relative_position",
+    "layer_norm_2d": "structsam_export.rewrite.layer_norm_2d",
+    "gelu": "structsam_export.rewrite.gelu",
     "reshape_chain": "structsam_export.rewrite.reshape_chain",
 }
 

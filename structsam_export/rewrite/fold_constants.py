@@ -17,8 +17,10 @@ SIZE_LIMIT = 4 << 20
 
 def apply(graph: gs.Graph, skipped: list[str]) -> int:
     """Fold constants; see the module docstring."""
+    import onnxruntime
     from onnx_graphsurgeon.logger import G_LOGGER
 
+    onnxruntime.set_default_logger_severity(3)  # its optimiser warns of every node it could not remove
     before = len(graph.nodes)
     severity = G_LOGGER.severity
     G_LOGGER.severity = G_LOGGER.ERROR

@@ -26,7 +26,7 @@ def apply(graph: gs.Graph, skipped: list[str]) -> int:
         if shape is None:
             continue
         inner = producer(node.inputs[0], "Reshape")
-        if inner is not None:
+        if inner is not None and inner.outputs[0].name not in outputs:
             node.inputs = [inner.inputs[0], integers(graph, f"{node.name}.shape", shape)]
             fired += 1
         if static_shape(node.inputs[0]) == shape and out.name not in outputs:

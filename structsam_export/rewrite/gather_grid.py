@@ -1,0 +1,98 @@
+"""Gather rows from the grid itself, not from a copy cut into windows.
+
+Before attention the grid of tokens is padded, cut into windows (Pad, Reshape, Transpose, Reshape: two copies of every
+channel), and rows are gathered from that. Which row of the grid a row of a window is, is a constant: looked up for the
+few indices, it leaves one row of padding to append.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from structsam_export.rewrite.layout import PAD, fill_of, step
+from structsam_export.rewrite.match import add, integers, static_shape
+
+if TYPE_CHECKING:
+    import onnx_graphsurgeon as gs
+
+
+def apply(graph: gs.Graph, skipped: list[str]) -> int:
+    """Rewrite Gather(layout(x), index) as Gather(x, constant[index])."""
+    fired = 0
+    sources: dict[tuple[str, str], Any] = {}
+    for node in list(graph.nodes):
+        if node.op != "Gather" or node.attrs.get("axis", 0) != 0:
+            continue
+        rows, index = node.inputs
+        shape = static_shape(rows)
+        if (
+            shape is None
+            or len(shape) != 2
+            or getattr(index, "values", None) is not None
+            or static_shape(index) is None
+        ):
+            continue
+        chain = chain_before(rows, shape[1])
+        if not any(n.op == "Transpose" for n in chain):
+            continue
+        start = chain[0].inputs[0]
+        found = rows_of(chain, static_shape(start) or [])
+        if found is None:
+            skipped.append(f"gather_grid: {node.name}: rows are taken apart or padded with something else than zeros")
+            continue
+        key = (start.name, str(PAD in found))
+        if key not in sources:
+            sources[key] = flat_rows(graph, start, padded=PAD in found)
+        data = sources[key]
+        table = [prod((static_shape(start) or [])[:-1]) if row == PAD else row for row in found]
+        if table != list(range(len(table))):
+            known = integers(graph, f"{node.name}.row", table)
+            index = add(graph, "Gather", [known, index], index, static_shape(index) or [], index.dtype, axis=0)
+        node.inputs = [data, index]
+        fired += 1
+    return fired
+
+
+def chain_before(tensor: Any, channels: int) -> list[Any]:
+    """The layout nodes that end in `tensor`, first one first, as far as all of them keep the last axis."""
+    chain: list[Any] = []
+    while tensor.inputs and tensor.inputs[0].op in ("Reshape", "Transpose", "Slice", "Pad"):
+        node = tensor.inputs[0]
+        shape = static_shape(node.inputs[0])
+        if shape is None or shape[-1] != channels:
+            break
+        chain.insert(0, node)
+        tensor = node.inputs[0]
+    return chain
+
+
+def rows_of(chain: list[Any], shape: list[int]) -> list[int] | None:
+    """Which row of a tensor of this shape every row after the chain is (`PAD`: zeros), or None."""
+    import numpy as np
+
+    index = np.arange(prod(shape[:-1])).reshape(*shape[:-1], 1).repeat(2, -1)
+    index[..., 1] += prod(shape[:-1])  # two channels tell whether rows stay whole
+    for node in chain:
+        if node.op == "Pad" and fill_of(node) != 0.0:
+            return None
+        wide = static_shape(node.outputs[0]) or []
+        after = index.reshape([*wide[:-1], 2]) if node.op == "Reshape" else step(node, index)
+        if after is None or after.shape[-1] != 2:
+            return None
+        index = after
+    flat = index.reshape(-1, 2)
+    whole = (flat[:, 1] == flat[:, 0] + prod(shape[:-1])) | (flat == PAD).all(1)
+    return [int(i) for i in flat[:, 0]] if whole.all() else None
+
+
+def flat_rows(graph: gs.Graph, tensor: Any, *, padded: bool) -> Any:
+    """A tensor (..., D) as rows (M, D), with one row of zeros after them if `padded`."""
+    shape = static_shape(tensor) or []
+    count = prod(shape[:-1])
+    target = integers(graph, f"{tensor.name}.rows", [count, shape[-1]])
+    flat = add(graph, "Reshape", [tensor, target], tensor, [count, shape[-1]])
+    if not padded:
+        return flat
+    widths = integers(graph, f"{tensor.name}.one", [0, 0, 1, 0])
+    return add(graph, "Pad", [flat, widths], tensor, [count + 1, shape[-1]])

@@ -1,0 +1,70 @@
+"""SAM's LayerNorm2d -> Transpose, LayerNormalization, Transpose.
+
+Its nine nodes normalise the channels of (B, C, H, W). One LayerNormalization keeps the sums of FP16 graphs in FP32 and
+has a kernel of its own on every runtime.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from structsam_export.rewrite.match import add, constant, fresh, only_consumer, producer, static_shape, take_over
+
+if TYPE_CHECKING:
+    import onnx_graphsurgeon as gs
+
+
+def apply(graph: gs.Graph, skipped: list[str]) -> int:
+    """Rewrite (x - mean) / sqrt(mean((x - mean)^2) + eps) * weight + bias over axis 1."""
+    import numpy as np
+    import onnx_graphsurgeon as gs
+
+    fired = 0
+    for node in list(graph.nodes):
+        if node.op != "Sqrt" or (found := channel_norm(graph, node)) is None:
+            continue
+        x, epsilon, weight, bias, out = found
+        shape = static_shape(x)
+        if shape is None or len(shape) != 4 or weight.size != shape[1] or bias.size != shape[1]:
+            skipped.append(f"layer_norm_2d: {node.name}: not (B, C, H, W) of known shape with one weight a channel")
+            continue
+        B, C, H, W = shape
+        affine = [gs.Constant(fresh(graph, f"{out.name}.{n}"), np.ascontiguousarray(v.reshape(C)))
+                  for n, v in (("weight", weight), ("bias", bias))]  # fmt: skip
+        last = add(graph, "Transpose", [x], x, [B, H, W, C], perm=[0, 2, 3, 1])
+        normed = add(graph, "LayerNormalization", [last, *affine], x, [B, H, W, C], axis=-1, epsilon=epsilon)
+        first = add(graph, "Transpose", [normed], x, shape, perm=[0, 3, 1, 2])
+        take_over(first.inputs[0], out)
+        fired += 1
+    return fired
+
+
+def channel_norm(graph: gs.Graph, root: Any) -> tuple[Any, float, Any, Any, Any] | None:
+    """(x, epsilon, weight, bias, output) of the normalisation whose deviation `root` (a Sqrt) takes, or None."""
+    variance = producer(root.inputs[0], "Add")
+    mean = producer(variance.inputs[0], "ReduceMean") if variance is not None else None
+    power = producer(mean.inputs[0], "Pow") if mean is not None else None
+    centred = producer(power.inputs[0], "Sub") if power is not None else None
+    own_mean = producer(centred.inputs[1], "ReduceMean") if centred is not None else None
+    if mean is None or power is None or centred is None or own_mean is None:
+        return None
+    if own_mean.inputs[0] is not centred.inputs[0] or constant(power.inputs[1]) != [2]:
+        return None
+    if [constant(n.inputs[1]) for n in (mean, own_mean)] != [[1], [1]]:
+        return None
+    div = only_consumer(graph, root.outputs[0])
+    scaled = only_consumer(graph, div.outputs[0]) if div is not None else None
+    shifted = only_consumer(graph, scaled.outputs[0]) if scaled is not None else None
+    if div is None or scaled is None or shifted is None or [div.op, scaled.op, shifted.op] != ["Div", "Mul", "Add"]:
+        return None
+    if div.inputs[0] is not centred.outputs[0]:
+        return None
+    epsilon, weight, bias = (values_of(n) for n in (variance, scaled, shifted))
+    if epsilon is None or weight is None or bias is None or epsilon.size != 1:
+        return None
+    return centred.inputs[0], float(epsilon.reshape(-1)[0]), weight, bias, shifted.outputs[0]
+
+
+def values_of(node: Any) -> Any | None:
+    """The constant operand of a node, or None."""
+    return next((t.values for t in node.inputs if getattr(t, "values", None) is not None), None)

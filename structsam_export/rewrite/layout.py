@@ -1,0 +1,66 @@
+"""What pure layout nodes do to a tensor, as an index: found by running them on numbered elements."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from structsam_export.rewrite.match import constant, static_shape
+
+PAD = -1  # the index of an element that comes from nowhere
+
+
+def step(node: Any, index: Any) -> Any | None:
+    """The layout node `node` applied to an integer array; None if it is no layout node or not of fixed parameters.
+
+    Reshape, Transpose, Squeeze, Unsqueeze, Slice, Gather by a constant, Pad with a constant (`PAD` marks its elements).
+    """
+    import numpy as np
+
+    op, shape = node.op, static_shape(node.outputs[0])
+    if shape is None:
+        return None
+    if op in ("Reshape", "Squeeze", "Unsqueeze"):
+        return index.reshape(shape)
+    if op == "Transpose":
+        return index.transpose(node.attrs["perm"])
+    if op == "Gather":
+        picked = constant(node.inputs[1])
+        if picked is None or constant(node.inputs[0]) is not None:
+            return None
+        return np.take(index, np.reshape(picked, node.inputs[1].shape), axis=node.attrs.get("axis", 0))
+    if op == "Slice":
+        return sliced(node, index)
+    if op == "Pad":
+        widths = constant(node.inputs[1])
+        if (
+            widths is None
+            or node.attrs.get("mode", "constant") != "constant"
+            or len(node.inputs) > 3
+            or min(widths) < 0
+        ):
+            return None
+        half = len(widths) // 2
+        return np.pad(index, list(zip(widths[:half], widths[half:])), constant_values=PAD)
+    return None
+
+
+def sliced(node: Any, index: Any) -> Any | None:
+    """A Slice of constant bounds."""
+    bounds = [constant(t) for t in node.inputs[1:]]
+    if any(b is None for b in bounds):
+        return None
+    starts, ends = bounds[0] or [], bounds[1] or []
+    axes = bounds[2] if len(bounds) > 2 and bounds[2] is not None else list(range(len(starts)))
+    steps = bounds[3] if len(bounds) > 3 and bounds[3] is not None else [1] * len(starts)
+    window = [slice(None)] * index.ndim
+    for start, end, axis, stride in zip(starts, ends, axes, steps):
+        if stride < 1:
+            return None
+        window[axis] = slice(start, end, stride)
+    return index[tuple(window)]
+
+
+def fill_of(node: Any) -> float:
+    """What a constant Pad puts in."""
+    value = node.inputs[2] if len(node.inputs) > 2 else None
+    return float(value.values.reshape(-1)[0]) if value is not None and not value.is_empty() else 0.0

@@ -1,0 +1,87 @@
+"""A chain of layout nodes on a small tensor -> one gather with a constant index.
+
+Energies and slots are cut into windows and listed by cells, or put back on the grid: up to seven nodes that move a few
+thousand numbers each. One gather does the same; padding becomes one element more to gather.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from structsam_export.rewrite.layout import PAD, fill_of, step
+from structsam_export.rewrite.match import add, fresh, integers, only_consumer, static_shape, take_over
+
+if TYPE_CHECKING:
+    import onnx_graphsurgeon as gs
+
+# Elements; larger tensors are moved in rows by their own rules.
+LIMIT = 1 << 16
+SHORTEST = 3  # nodes that one or two gathers replace
+
+
+def apply(graph: gs.Graph, skipped: list[str]) -> int:
+    """Rewrite layout(x) as Gather(x.flatten(), constant)."""
+    import numpy as np
+
+    fired = 0
+    taken: set[str] = set()
+    for node in list(graph.nodes):
+        if node.name in taken or not node.inputs or not node.outputs:
+            continue
+        start = node.inputs[0]
+        shape = static_shape(start)
+        if shape is None or prod(shape) > LIMIT or getattr(start, "values", None) is not None:
+            continue
+        chain, index = chain_from(graph, node, np.arange(prod(shape)).reshape(shape))
+        if len(chain) < SHORTEST or not moves(start, chain) or whole_rows(index, shape[-1]):
+            continue
+        fills = {fill_of(n) for n in chain if n.op == "Pad"}
+        if len(fills) > 1:
+            skipped.append(f"layout_gather: {node.name}: pads of different values")
+            continue
+        gather(graph, start, prod(shape), index, fills, chain)
+        taken |= {n.name for n in chain}
+        fired += 1
+    return fired
+
+
+def chain_from(graph: gs.Graph, node: Any, index: Any) -> tuple[list[Any], Any]:
+    """The longest run of layout nodes that begins with `node`, and what it does to `index`."""
+    chain: list[Any] = []
+    while node is not None and (after := step(node, index)) is not None and after.size <= LIMIT:
+        chain, index = [*chain, node], after
+        node = only_consumer(graph, node.outputs[0])
+        if node is not None and node.inputs[0] is not chain[-1].outputs[0]:
+            break
+    return chain, index
+
+
+def moves(start: Any, chain: list[Any]) -> bool:
+    """Whether a chain moves indices, or scores by an index; heads and channels of attention are not its business."""
+    import numpy as np
+
+    whole = np.issubdtype(start.dtype, np.integer)
+    return any(n.op in (("Transpose", "Slice", "Gather", "Pad") if whole else ("Gather", "Pad")) for n in chain)
+
+
+def whole_rows(index: Any, channels: int) -> bool:
+    """Whether all that moves are rows of several channels, which other rules move as such."""
+    rows = index.reshape(-1, index.shape[-1])
+    follow = (rows[:, 1:] - rows[:, :-1] == 1) | (rows[:, 1:] == PAD)
+    return channels > 1 and index.shape[-1] == channels and bool(follow.all())
+
+
+def gather(graph: gs.Graph, start: Any, size: int, index: Any, fills: set[float], chain: list[Any]) -> None:
+    """Let the last tensor of the chain be gathered from the first."""
+    import numpy as np
+    import onnx_graphsurgeon as gs
+
+    out = chain[-1].outputs[0]
+    flat = add(graph, "Reshape", [start, integers(graph, f"{out.name}.flat", [size])], start, [size])
+    if fills:
+        value = gs.Constant(fresh(graph, f"{out.name}.fill"), np.array([fills.pop()], dtype=start.dtype))
+        flat = add(graph, "Concat", [flat, value], start, [size + 1], axis=0)
+        index = np.where(index == PAD, size, index)
+    picked = add(graph, "Gather", [flat, integers(graph, f"{out.name}.index", index)], out, list(index.shape), axis=0)
+    take_over(picked.inputs[0], out)
