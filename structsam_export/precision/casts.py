@@ -6,29 +6,37 @@ outputs stay float32.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from structsam_export.precision.numbers import LowType, low_tensor
 from structsam_export.precision.typed import INDIFFERENT, formals_of, replace_nodes
 
 if TYPE_CHECKING:
+    from structsam_export.precision.policy import Kept
     from structsam_export.precision.typed import TypedGraph
 
 FLOAT = 1  # onnx.TensorProto.FLOAT
 FIXED = ("tensor(float)",)  # an input that ONNX wants in float32 whatever the others are
+# From here on (values) constants are stored in 16 bits for FP32 nodes, too, and a Cast that is folded away when an
+# engine is built restores them: what such a node gains is its arithmetic, and a file of half the size has no room for
+# SAM's position table. Not for norms and decisions, whose constants are exact on purpose.
+LARGE = 1 << 16
+ROUNDED_FOR = ("stem", "residual", "layout")
 
 
 class Retyping:
     """One conversion of a graph, in place; `casts` counts the Cast nodes it put in."""
 
-    def __init__(self, graph: TypedGraph, kept: Collection[int], low: LowType) -> None:
+    def __init__(self, graph: TypedGraph, kept: Mapping[int, Kept], low: LowType) -> None:
         self.graph, self.kept, self.low = graph, kept, low
         self.taken = graph.types.keys() | graph.makers.keys()
         self.made: dict[str, int] = {}  # float tensor -> type it is made in; float32 where it is not named
         self.versions: dict[tuple[str, int], str] = {}  # (tensor, other type) -> name
         self.constants: dict[tuple[str, int], str] = {}  # (constant, type) -> name
         self.after: dict[str, list[Any]] = {}  # tensor -> casts of it
+        self.first: list[Any] = []  # casts of constants
         self.casts = 0
 
     def apply(self) -> None:
@@ -45,7 +53,7 @@ class Retyping:
             self.split_outputs(node)
         for i, node in enumerate(nodes):
             self.connect(i, node)
-        result = [cast for value in graph.input for cast in self.after.get(value.name, ())]
+        result = self.first + [cast for value in graph.input for cast in self.after.get(value.name, ())]
         for node in nodes:
             result += [node, *(cast for name in node.output for cast in self.after.get(name, ()))]
         replace_nodes(graph, result)
@@ -80,7 +88,7 @@ class Retyping:
             if not elem:
                 continue
             if name in self.graph.constants:
-                node.input[slot] = self.constant(name, elem)
+                node.input[slot] = self.constant(name, elem, self.kept.get(number))
             elif self.made.get(name, FLOAT) != elem:
                 node.input[slot] = self.version(name, elem)
 
@@ -91,8 +99,15 @@ class Retyping:
             self.after.setdefault(name, []).append(self.cast(name, self.versions[name, elem], elem))
         return self.versions[name, elem]
 
-    def constant(self, name: str, elem: int) -> str:
+    def constant(self, name: str, elem: int, kept: Kept | None) -> str:
         """A constant in a type; the first type that is asked for keeps the name."""
+        tensor = self.graph.constants[name]
+        if kept is not None and kept.reason in ROUNDED_FOR and prod(tensor.dims) >= LARGE:
+            stored = self.constant(name, self.low.elem, None)
+            if (name, elem) not in self.versions:
+                self.versions[name, elem] = self.fresh(name, elem)
+                self.first.append(self.cast(stored, self.versions[name, elem], elem))
+            return self.versions[name, elem]
         if (name, elem) not in self.constants:
             new = (name, self.low.elem if elem == FLOAT else FLOAT) not in self.constants
             self.constants[name, elem] = name if new else self.fresh(name, elem)

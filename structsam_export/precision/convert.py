@@ -74,7 +74,7 @@ def convert(source: Path, target: Path, kind: Kind, peaks: Mapping[str, float] |
     offenders = tuple(
         Offender(nodes[i].name, nodes[i].op_type, why.detail) for i, why in sorted(kept.items()) if why.detail
     )
-    retyping = Retyping(graph, kept.keys(), low)
+    retyping = Retyping(graph, kept, low)
     retyping.apply()
     stored_low = {name for name, elem in retyping.constants if elem == low.elem}
     save(graph.model, target)

@@ -8,7 +8,7 @@ Kept, in order of precedence:
                sums of squares overflow FP16 and cancel in it.
     position   Sin, Cos and what leads to them: coordinates need more than 11 bits.
     range      activations or constants that do not fit; see `peaks`.
-    operator   ONNX defines the operator for float32 only.
+    operator   there is no such operator for the type.
     stem       what comes before the first norm (patch embedding, prompts): its errors reach every later decision, and
                it is half a percent of the work.
     residual   the sums x + attention and x + MLP that a norm reads next: rounding errors add up over all blocks.
@@ -34,6 +34,9 @@ LAYOUT = frozenset(
 MAKE_FLOATS = frozenset(("Cast", "ConstantOfShape", "OneHot"))
 # They compare or count, and low precision cannot.
 EXACT = frozenset("ArgMax ArgMin CumSum Equal Greater GreaterOrEqual Less LessOrEqual NonZero Range TopK".split())
+# ONNX has BF16 convolutions from opset 22 on and no BF16 Einsum. TensorRT computes both, and nothing else runs BF16
+# graphs here; its builder stops at transposed convolutions ("Could not infer output types", TensorRT-RTX 1.7).
+BF16_IN_TENSORRT = {"Conv": True, "Einsum": True, "ConvTranspose": False}
 # What may stand between scores and their Softmax.
 SCORES = LAYOUT | {"Add", "Sub", "Mul", "Div"}
 
@@ -71,8 +74,8 @@ def keep_fp32(
         wrong = [unfit[name] for name in (*node.input, *node.output) if name in unfit]
         if wrong:
             kept.setdefault(i, Kept("range", wrong[0]))
-        elif not defined_for(graph, node, low):
-            kept.setdefault(i, Kept("operator", f"ONNX {graph.opset} has no {node.op_type} for {low}"))
+        elif not computes_in(graph, node, low):
+            kept.setdefault(i, Kept("operator", f"no {node.op_type} for {low}"))
     for reason, found in (("stem", stem(graph, kept)), ("residual", residual_sums(graph))):
         for i in found if reason in also else ():
             kept.setdefault(i, Kept(reason))
@@ -186,13 +189,16 @@ def before_softmax(graph: TypedGraph) -> set[int]:
     return found
 
 
-def defined_for(graph: TypedGraph, node: Any, low: str) -> bool:
-    """Whether ONNX defines a node's operator for a type, wherever it now has float32 of a free type."""
+def computes_in(graph: TypedGraph, node: Any, low: str) -> bool:
+    """Whether an operator exists for a type, wherever the node has float32 that is free to change."""
     from structsam_export.precision.typed import formals_of
 
     inputs, outputs = formals_of(node, graph.opset)
     slots = [*zip(node.input, inputs), *zip(node.output, outputs)]
-    return all(low in allowed or allowed == ("tensor(float)",) for name, allowed in slots if graph.is_float(name))
+    free = [allowed for name, allowed in slots if graph.is_float(name) and allowed != ("tensor(float)",)]
+    if low == "tensor(bfloat16)" and node.op_type in BF16_IN_TENSORRT:
+        return BF16_IN_TENSORRT[node.op_type]
+    return all(low in allowed for allowed in free)
 
 
 def keep_layout(graph: TypedGraph, floats: list[int], kept: dict[int, Kept]) -> None:
