@@ -150,7 +150,9 @@ class Retyping:
         used = {name for node in graph.node for name in node.input} | set(self.graph.outputs)
         made = []
         for name in self.graph.constants:
-            types = [(elem, self.constants[name, elem]) for elem in (FLOAT, self.low.elem) if (name, elem) in self.constants]
+            types = [
+                (elem, self.constants[name, elem]) for elem in (FLOAT, self.low.elem) if (name, elem) in self.constants
+            ]
             if not types and name in used:
                 made.append(numpy_helper.from_array(self.graph.array(name), name))
             for elem, target in types:

@@ -9,8 +9,7 @@ Kept, in order of precedence:
     position   Sin, Cos and what leads to them: coordinates need more than 11 bits.
     range      activations or constants that do not fit; see `peaks`.
     operator   there is no such operator for the type.
-    stem       what comes before the first norm (patch embedding, prompts): its errors reach every later decision, and
-               it is half a percent of the work.
+    stem       patch embedding: its errors reach every decision, and it is half a percent of the work.
     residual   the sums x + attention and x + MLP that a norm reads next: rounding errors add up over all blocks.
     layout     moves data that was FP32 and is needed as FP32.
 
@@ -27,18 +26,22 @@ if TYPE_CHECKING:
     from structsam_export.precision.typed import TypedGraph
 
 LAYOUT = frozenset(
-    "Concat DepthToSpace Expand Flatten Gather GatherElements GatherND Identity Pad Reshape Slice SpaceToDepth Split "
-    "Squeeze Tile Transpose Unsqueeze Where".split()
+    ("Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Pad")
+    + ("Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze", "Where")
 )
 # They make floats of integers or shapes: as free as layout.
 MAKE_FLOATS = frozenset(("Cast", "ConstantOfShape", "OneHot"))
 # They compare or count, and low precision cannot.
-EXACT = frozenset("ArgMax ArgMin CumSum Equal Greater GreaterOrEqual Less LessOrEqual NonZero Range TopK".split())
+EXACT = frozenset(
+    ("ArgMax", "ArgMin", "CumSum", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "NonZero", "Range")
+    + ("TopK",)
+)
 # ONNX has BF16 convolutions from opset 22 on and no BF16 Einsum. TensorRT computes both, and nothing else runs BF16
 # graphs here; its builder stops at transposed convolutions ("Could not infer output types", TensorRT-RTX 1.7).
 BF16_IN_TENSORRT = {"Conv": True, "Einsum": True, "ConvTranspose": False}
-# What may stand between scores and their Softmax.
-SCORES = LAYOUT | {"Add", "Sub", "Mul", "Div"}
+# Where the time goes: in FP32 only if there is no other way.
+HEAVY = frozenset(("Attention", "Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul", "Softmax"))
+IMAGE = "image"  # input of an encoder
 
 
 @dataclass(frozen=True)
@@ -66,9 +69,10 @@ def keep_fp32(
     for i in floats:
         if i not in numeric or graph.model.graph.node[i].op_type in EXACT:
             kept[i] = Kept("decision")
-    for reason, found in (("norm", norms(graph)), ("position", positions(graph))):
-        for i in found:
-            kept.setdefault(i, Kept(reason))
+    for i in norms(graph):
+        kept.setdefault(i, Kept("norm"))
+    for i in positions(graph):
+        kept.setdefault(i, Kept("position"))
     for i in floats:
         node = graph.model.graph.node[i]
         wrong = [unfit[name] for name in (*node.input, *node.output) if name in unfit]
@@ -76,9 +80,12 @@ def keep_fp32(
             kept.setdefault(i, Kept("range", wrong[0]))
         elif not computes_in(graph, node, low):
             kept.setdefault(i, Kept("operator", f"no {node.op_type} for {low}"))
-    for reason, found in (("stem", stem(graph, kept)), ("residual", residual_sums(graph))):
+    for reason, found in (("stem", stem(graph, kept)), ("residual", residual_sums(graph, kept))):
         for i in found if reason in also else ():
             kept.setdefault(i, Kept(reason))
+    if "residual" in also:
+        for i in on_the_way_to_norms(graph, kept):
+            kept[i] = Kept("residual")
     keep_layout(graph, floats, kept)
     return kept
 
@@ -121,7 +128,8 @@ def norm_chain(graph: TypedGraph, div: Any) -> list[int]:
     mean = graph.maker(centred.input[1], "ReduceMean") if centred else None
     if centred is None or mean is None or mean.input[0] != centred.input[0]:
         return []
-    return [graph.makers[n.output[0]] for n in (mean, centred, square, variance, biased, root)]
+    chain: tuple[Any, ...] = (mean, centred, square, variance, biased, root)
+    return [graph.makers[n.output[0]] for n in chain]
 
 
 def affine(graph: TypedGraph, name: str) -> Iterator[int]:
@@ -149,44 +157,66 @@ def positions(graph: TypedGraph) -> set[int]:
 
 
 def stem(graph: TypedGraph, kept: Mapping[int, Kept]) -> list[int]:
-    """Nodes with no norm before them and a norm after them."""
+    """Nodes between an encoder's image and its first norm."""
     nodes = graph.nodes
     norm = {i for i, why in kept.items() if why.reason == "norm"}
-    behind = set(norm)  # a norm is before them
+    normed = set(norm)  # a norm is before them
+    after: set[int] = set()  # only the image is
     for i, node in enumerate(nodes):
-        if any(graph.makers.get(name) in behind for name in graph.float_inputs(node)):
-            behind.add(i)
-    before: set[int] = set()
+        names = graph.float_inputs(node)
+        if any(graph.makers.get(n) in normed for n in names):
+            normed.add(i)
+        elif i not in norm and any(n == IMAGE or graph.makers.get(n) in after for n in names):
+            after.add(i)
+    found: set[int] = set()
     todo = [name for i in norm for name in graph.float_inputs(nodes[i])]
     while todo:
         number = graph.makers.get(todo.pop())
-        if number is not None and number not in before | behind:
-            before.add(number)
+        if number in after and number not in found:
+            found.add(number)
             todo += graph.float_inputs(nodes[number])
-    return sorted(before)
+    return sorted(found)
 
 
-def residual_sums(graph: TypedGraph) -> list[int]:
-    """Sums of two computed tensors, apart from those that make scores."""
-    scores = before_softmax(graph)
-    return [
+def residual_sums(graph: TypedGraph, kept: Mapping[int, Kept]) -> list[int]:
+    """Sums of two computed tensors that a norm reads, and those that go on from such a sum."""
+    nodes = graph.nodes
+    sums = {
         i
-        for i, node in enumerate(graph.nodes)
-        if node.op_type == "Add" and i not in scores and all(graph.computed(n) and graph.is_float(n) for n in node.input)
-    ]
+        for i, node in enumerate(nodes)
+        if node.op_type == "Add" and i not in kept and all(graph.computed(n) and graph.is_float(n) for n in node.input)
+    }
+    norm = {i for i, why in kept.items() if why.reason == "norm"}
+    found = {made for i in norm for name in nodes[i].input if (made := moved_from(graph, name)) in sums}
+    for i in sorted(sums):
+        if any(moved_from(graph, name) in found for name in nodes[i].input):
+            found.add(i)
+    return sorted(i for i in found if i is not None)
 
 
-def before_softmax(graph: TypedGraph) -> set[int]:
-    """Nodes that only scale, add to or move what a Softmax reads."""
+def on_the_way_to_norms(graph: TypedGraph, kept: Mapping[int, Kept]) -> list[int]:
+    """Nodes that only merge or move FP32 tokens before a norm: tokens of an MLP that computes on fewer of them."""
+    nodes = graph.nodes
+    todo = [name for i, why in kept.items() if why.reason == "norm" for name in nodes[i].input]
     found: set[int] = set()
-    todo = [n.input[0] for n in graph.nodes if n.op_type == "Softmax"]
     while todo:
         number = graph.makers.get(todo.pop())
-        if number is None or number in found or graph.model.graph.node[number].op_type not in SCORES:
-            continue
-        found.add(number)
-        todo += graph.float_inputs(graph.model.graph.node[number])
-    return found
+        if number is not None and number not in kept and number not in found and nodes[number].op_type not in HEAVY:
+            found.add(number)
+            todo += graph.float_inputs(nodes[number])
+    fp32: dict[int, Kept] = dict(kept)
+    for i in sorted(found):
+        if all(is_fp32(graph, name, fp32) for name in graph.float_inputs(nodes[i])):
+            fp32[i] = Kept("residual")
+    return [i for i in fp32 if i not in kept]
+
+
+def moved_from(graph: TypedGraph, name: str) -> int | None:
+    """The node that computed a tensor, before anything that only moved it."""
+    number = graph.makers.get(name)
+    while number is not None and graph.model.graph.node[number].op_type in LAYOUT:
+        number = graph.makers.get(graph.model.graph.node[number].input[0])
+    return number
 
 
 def computes_in(graph: TypedGraph, node: Any, low: str) -> bool:
@@ -210,7 +240,9 @@ def keep_layout(graph: TypedGraph, floats: list[int], kept: dict[int, Kept]) -> 
     for i in reversed(floats):
         if i not in free:
             continue
-        after = [r for name in graph.float_outputs(nodes[i]) for r in graph.readers.get(name, ()) if reads(graph, r, name)]
+        after = [
+            r for name in graph.float_outputs(nodes[i]) for r in graph.readers.get(name, ()) if reads(graph, r, name)
+        ]
         if any(r in kept or r in wanted for r in after) or outputs & set(nodes[i].output):
             wanted.add(i)
     for i in floats:

@@ -44,7 +44,7 @@ class TypedGraph:
 
     @property
     def opset(self) -> int:
-        return max(o.version for o in self.model.opset_import if o.domain in ("", "ai.onnx"))
+        return max(int(o.version) for o in self.model.opset_import if o.domain in ("", "ai.onnx"))
 
     def is_float(self, name: str) -> bool:
         """Whether a tensor is float32."""
@@ -100,10 +100,14 @@ def read(path: Path) -> TypedGraph:
     for name in (*graph.makers, *constants):
         kind = graph.types.get(name, 0)
         if kind == 0:
-            raise PrecisionError(f"{path}: the type of tensor '{name}' is not known. Export and rewrite the model again.")
+            raise PrecisionError(
+                f"{path}: the type of tensor '{name}' is not known. Export and rewrite the model again."
+            )
         if kind in other:
             kind_name = onnx.TensorProto.DataType.Name(kind)
-            raise PrecisionError(f"{path}: tensor '{name}' is {kind_name} already. Pass the float32 graph of an export.")
+            raise PrecisionError(
+                f"{path}: tensor '{name}' is {kind_name} already. Pass the float32 graph of an export."
+            )
     return graph
 
 
