@@ -34,7 +34,7 @@ def test_product_is_that_of_half_arithmetic(tmp_path):
     direct, made = (s.run(None, {"x": x})[0] for s in both(path))
     assert direct.dtype == made.dtype == np.float32
     np.testing.assert_array_equal(made, exact.astype(np.float16).astype(np.float32))
-    np.testing.assert_allclose(direct, exact, rtol=2**-11)
+    np.testing.assert_allclose(direct, exact, atol=5e-3)
     assert (result.low, result.fp32, result.casts) == (1, {}, 2)
 
 
