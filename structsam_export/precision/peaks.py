@@ -33,12 +33,15 @@ def scan(path: Path, feeds: Sequence[dict[str, np.ndarray]]) -> dict[str, float]
 
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    # The default order measures last and keeps every tensor until then: 10 GB for ViT-B instead of 2.7.
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     source, measured, moved = with_peaks(path)
     try:
         session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     finally:
         if isinstance(source, str):
             Path(source).unlink(missing_ok=True)
+        del source  # a second copy of the weights
     peaks = dict.fromkeys(measured, 0.0)
     for feed in feeds:
         values = session.run([name + PEAK for name in measured], feed)
