@@ -10,6 +10,7 @@
     `-- BadInputError          5
         |-- CheckpointError    5   missing, corrupt, foreign or mismatching weights
         |-- ImageError         5   unreadable photo
+        |-- PrecisionError     5   a graph whose tensors cannot be given other types
         `-- ArtifactError      5   missing or changed ONNX, engine or manifest
 
 Messages say what to do next. Anything that is not a `StructSAMError` is a bug and keeps its traceback (exit 1).
@@ -74,6 +75,10 @@ class CheckpointError(BadInputError):
 
 class ImageError(BadInputError):
     """A photo cannot be read."""
+
+
+class PrecisionError(BadInputError):
+    """A graph cannot be converted to another precision."""
 
 
 class ArtifactError(BadInputError):

@@ -1,0 +1,122 @@
+"""Whole encoders and the demo model's decoder: what the policy promises, overflow, and TensorRT."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import onnx
+import pytest
+from graphs import traced
+from precision_graphs import casts, session, types
+
+from structsam_export.build import build_engine, decoder_profile, installed
+from structsam_export.methods import make_method
+from structsam_export.models import load_model
+from structsam_export.patch import patched
+from structsam_export.pipeline import OUTPUTS
+from structsam_export.precision import convert, emulated, scan
+from structsam_export.rewrite import rewrite
+from structsam_export.trace import trace_decoder, trace_encoder
+
+CASES = [("none", None), ("structsam", "cell"), ("structsam", "bsm"), ("tome", None), ("cubist", None)]
+EXACT = {"TopK", "ArgMin", "ArgMax", "Less", "Greater", "Sin", "Cos", "LayerNormalization", "Sqrt"}
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join(filter(None, case)))
+def tiny(request, tmp_path_factory):
+    """A tiny random-weight encoder of three blocks, traced with merging everywhere, rewritten and converted."""
+    folder = tmp_path_factory.mktemp("tiny")
+    onnx.save(traced(*request.param, (0, 1, 2), 1), str(folder / "raw.onnx"))
+    rewrite(folder / "raw.onnx", folder / "encoder.onnx", keep_outputs=OUTPUTS["encoder.onnx"])
+    image = np.random.default_rng(0).standard_normal((1, 3, 96, 96)).astype(np.float32)
+    result = convert(
+        folder / "encoder.onnx", folder / "fp16.onnx", "fp16", scan(folder / "encoder.onnx", [{"image": image}])
+    )
+    return folder, result, image
+
+
+def test_policy_on_every_kind_of_merging(tiny):
+    """Sorting, comparing and norms see float32, products 16 bits, and casts are as few as can be."""
+    folder, result, _ = tiny
+    model = onnx.load(str(folder / "fp16.onnx"))
+    onnx.checker.check_model(model, full_check=True)
+    kinds = types(model)
+    for node in model.graph.node:
+        inputs = {kinds[name] for name in node.input if name and kinds[name] in ("fp32", "fp16")}
+        if node.op_type in EXACT:
+            assert inputs <= {"fp32"}, node.name
+        assert len(inputs) <= 1, f"{node.name} mixes types"
+    assert kinds[model.graph.input[0].name] == kinds["image_embeddings"] == "fp32"
+    made = casts(model)
+    assert len({source for source, _ in made}) == len(made) == result.casts, "one cast of a tensor"
+    # Two down and two up in each of three blocks; the neck's two convolutions, one of its norms between.
+    assert result.casts == 3 * 4 + 4
+    assert result.offenders == ()
+    assert set(result.fp32) <= {"decision", "norm", "stem", "residual"}
+
+
+def test_no_value_is_cast_there_and_back(tiny):
+    model = onnx.load(str(tiny[0] / "fp16.onnx"))
+    made = dict(casts(model))
+    for first, second in pairwise(made.items()):
+        assert first[1] not in made, f"{first} is cast again"
+        assert second[1] not in made
+
+
+def test_emulated_encoder_is_near_and_finite(tiny):
+    folder, _, image = tiny
+    emulated(folder / "fp16.onnx", folder / "emulated.onnx")
+    exact, made = (session(folder / name).run(None, {"image": image})[0] for name in ("encoder.onnx", "emulated.onnx"))
+    error = np.abs(made - exact)
+    assert np.isfinite(made).all()
+    # Random weights have ties everywhere: a token that moves changes its surroundings, so most values are looked at.
+    assert 0 < np.median(error) < 5e-3 * np.abs(exact).max()
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """The demo model's encoder with structsam .5 and its decoder, rewritten, in float32."""
+    folder = tmp_path_factory.mktemp("demo")
+    sam = load_model("demo").sam
+    encoder = sam.image_encoder
+    with patched(encoder, make_method("structsam", 0.5, None), tuple(range(len(encoder.blocks)))):
+        trace_encoder(encoder, 512, folder / "raw.onnx")
+    rewrite(folder / "raw.onnx", folder / "encoder.onnx", keep_outputs=OUTPUTS["encoder.onnx"])
+    trace_decoder(sam, folder / "raw.decoder.onnx")
+    rewrite(folder / "raw.decoder.onnx", folder / "decoder.onnx", keep_outputs=OUTPUTS["decoder.onnx"])
+    return folder
+
+
+def test_file_has_half_the_size(demo):
+    for part in ("encoder", "decoder"):
+        result = convert(demo / f"{part}.onnx", demo / f"{part}.half.onnx", "fp16")
+        assert 0.5 < result.bytes / result.bytes_before <= 0.52, part
+        assert result.underflow == {}
+
+
+@pytest.mark.skipif(not installed("tensorrt-rtx"), reason="TensorRT-RTX is not installed")
+@pytest.mark.parametrize("kind", ["fp16", "bf16"])
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_engines_build_and_their_norms_are_float32(demo, tmp_path, part, kind):
+    import tensorrt_rtx as trt
+
+    path = demo / f"{part}.{kind}.onnx"
+    convert(demo / f"{part}.onnx", path, kind)
+    engine = build_engine(
+        path, tmp_path, part, "tensorrt-rtx", "sm86", decoder_profile(512, 16) if part == "decoder" else {}
+    )
+    assert engine.bytes > 1_000_000
+    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, trt.Logger(trt.Logger.ERROR))
+    assert parser.parse_from_file(str(path))
+    layers = [network.get_layer(i) for i in range(network.num_layers)]
+    kinds = {}
+    for layer in layers:
+        kinds.setdefault(layer.type, set()).update(data.dtype for data in [layer.get_input(0)] if data is not None)
+    assert kinds[trt.LayerType.NORMALIZATION] == {trt.float32}
+    low = {"fp16": trt.float16, "bf16": trt.bfloat16}[kind]
+    assert kinds[trt.LayerType.SOFTMAX] == {low}
+    if part == "encoder":
+        assert kinds[trt.LayerType.TOPK] == {trt.float32}
