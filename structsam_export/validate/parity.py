@@ -105,7 +105,7 @@ def compare(found: Validation, name: str, before: str, precision: str = "fp32") 
     row["decision_agreement"] = None
     if decides:
         row |= agreements(*free)
-    if decides and any(found.given.get(n, found.stages[n]) is not found.stages[n] for n in (before, name)):
+    if decides and name in found.given and not same_decisions(*free):
         judged = found.given[before], found.given[name]
         row["free_running"] = {key: row[key] for key in FREE_RUNNING}
         row |= {**numbers(*judged), **agreements(*judged)}
