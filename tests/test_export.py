@@ -92,6 +92,7 @@ def test_report_has_the_stable_keys_and_passes(exported):
         assert row["decision_agreement"] == 1.0
         assert row["max_rel"] <= 1e-4
     assert report["macs"]["graph"] < report["macs"]["paper"] < report["macs"]["dense"]
+    assert report["graph"]["encoder"]["nodes"] <= 620
     assert report["quality"]["miou_vs_dense"] > 0.5
     for name in ("dense", "eager", "onnx_raw", "onnx"):
         row = report["latency"][name]
@@ -288,6 +289,53 @@ def test_broken_graph_fails_parity_and_keeps_its_files(copy):
     assert report["parity"]["onnx_raw"]["passed"] is True
     assert report["parity"]["onnx"]["passed"] is False
     assert "FAILED" in (copy / "report.html").read_text()
+
+
+LOW = [
+    {"method": "structsam", "precision": "fp16"},
+    {"method": "sparsesam", "variant": "diagonal", "precision": "fp16"},
+    {"method": "structsam", "variant": "bsm", "precision": "bf16"},
+]
+
+
+@pytest.mark.parametrize("case", LOW, ids=lambda case: "-".join(case.values()))
+def test_low_precision_passes_its_gates_and_builds(case, tmp_path, monkeypatch):
+    """The FP32 graph is validated first, as its reference; then the typed one, rounded as it stores."""
+    from structsam_export.pipeline import export
+
+    monkeypatch.setattr(latency, "ROUNDS", 1)
+    folder = tmp_path / "out"
+    report, _ = export(ExportConfig(**case, rate=0.5, backend=BACKEND, target="sm86"), folder)
+    assert report["passed"], report["parity"]
+    assert list(report["parity"]) == ["onnx_raw", "onnx_fp32", "onnx"]
+    assert report["parity"]["onnx_fp32"]["max_rel"] <= 1e-4
+    row = report["parity"]["onnx"]
+    assert row["against"] == "onnx_fp32" and row["max_rel"] > 1e-5
+    if case["precision"] == "fp16":
+        assert row["mask_iou_mean"] >= 0.998 and row["mask_iou_min"] >= 0.99
+        assert row["decision_agreement"] is None or row["decision_agreement"] >= 0.995
+    made = report["precision"]
+    assert made["kind"] == case["precision"] and 0 < max(made["largest"].values()) < 65504 / 4
+    assert made["bytes"] <= 0.52 * made["bytes_before"]
+    types = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
+    weights = onnx.load(str(folder / "encoder.onnx")).graph.initializer
+    low = sum(t.data_type == types[case["precision"]] for t in weights if len(t.dims) == 2)
+    assert low >= 4 * 8  # two for the MLP, three or four for attention, of eight blocks
+    assert {p.name for p in folder.iterdir()} == {*Manifest.read(folder).files, "manifest.json"}
+    assert "Precision" in (folder / "report.html").read_text()
+
+
+def test_stages_one_by_one_in_fp16(tmp_path):
+    folder = tmp_path / "staged"
+    assert run_cli("trace", "--precision", "fp16", "--output", folder) == 0
+    assert run_cli("rewrite", folder) == 0
+    types = {t.data_type for t in onnx.load(str(folder / "encoder.onnx")).graph.initializer}
+    assert onnx.TensorProto.FLOAT16 in types
+    types = {t.data_type for t in onnx.load(str(folder / "encoder.fp32.onnx")).graph.initializer}
+    assert onnx.TensorProto.FLOAT16 not in types
+    assert run_cli("validate", folder) == 0
+    (folder / "encoder.fp32.onnx").unlink()
+    assert run_cli("validate", folder) == 5
 
 
 def test_existing_output_needs_force(copy):
