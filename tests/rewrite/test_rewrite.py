@@ -27,8 +27,7 @@ ALWAYS = {"layer_norm_2d": 2, "gelu": DEPTH}
 CELL = ALWAYS | {"gather_nd": 12, "row_gather": 6, "gather_grid": 4, "gather_last": 2, "layout_gather": 4}
 COUNTS = {
     ("structsam", "cell"): CELL,
-    ("structsam", "bsm"): CELL
-    | {"gather_nd": 10, "row_gather": 13, "gather_grid": 6, "layout_gather": 5, "fold_constants": 1},
+    ("structsam", "bsm"): CELL | {"gather_nd": 10, "row_gather": 13, "gather_grid": 6, "fold_constants": 1},
 }
 
 
