@@ -84,4 +84,4 @@ def is_number(tensor: Any, number: float) -> bool:
 
 def by_channel(values: Any, channels: int) -> bool:
     """Whether an array holds one value for each channel of (B, C, H, W)."""
-    return values.size == channels and values.shape[-3:] == (channels, 1, 1)
+    return bool(values.size == channels and values.shape[-3:] == (channels, 1, 1))
