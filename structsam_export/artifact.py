@@ -25,6 +25,12 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
+def fp32_encoder(folder: Path) -> Path:
+    """The rewritten encoder in FP32: beside `encoder.onnx` where that has another precision."""
+    reference = folder / "encoder.fp32.onnx"
+    return reference if reference.exists() else folder / "encoder.onnx"
+
+
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, as hex."""
     digest = hashlib.sha256()

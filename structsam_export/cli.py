@@ -52,7 +52,7 @@ model_options = options(
     click.option("--prompt-aware", is_flag=True, help="The encoder also takes a box and protects what it shows."),
     click.option("--mlp", default="none", show_default=True, help="none, residual-consistency or merge."),
     click.option("--mlp-density", type=float, help="Share of tokens through the MLP (residual-consistency)."),
-    click.option("--precision", default="fp32", show_default=True, help="fp32."),
+    click.option("--precision", default="fp32", show_default=True, help="Of the encoder: fp32, fp16 or bf16."),
     click.option("--opset", type=int, default=18, show_default=True, help="ONNX opset."),
     click.option("--batch", type=int, default=1, show_default=True, help="Images per encoder call."),
     click.option("--output", type=click.Path(path_type=Path), help="Folder. Default: engines/<model>-<method>-..."),
@@ -127,10 +127,11 @@ def rewrite(folder: Path, verbose: bool) -> None:
       structsam-export rewrite engines/mine
     """
     from structsam_export.artifact import Manifest
-    from structsam_export.pipeline import rewrite_stage
+    from structsam_export.pipeline import precision_stage, rewrite_stage
 
     manifest = Manifest.read(folder)
     rewrite_stage(folder, manifest)
+    precision_stage(folder, manifest)
     for part, counts in manifest.results["rewrite"].items():
         nodes = manifest.results["graph"][part]
         fired = ", ".join(f"{rule} {n}" for rule, n in counts.items())
@@ -174,6 +175,50 @@ def validate(folder: Path, images: tuple[str, ...], as_json: bool) -> None:
     from structsam_export.pipeline import validate_folder
 
     show_report(validate_folder(folder, images), folder, as_json)
+
+
+@cli.command()
+@click.argument("targets", nargs=-1, required=True, metavar="TARGET...")
+@click.option(
+    "--runner", "runners", multiple=True, default=("ort-cpu",), show_default=True, help="See below; repeatable."
+)
+@click.option(
+    "--runs", "rounds", type=int, default=7, show_default=True, help="Interleaved runs of each, after a warm-up."
+)
+@click.option("--threads", type=click.IntRange(1), help="CPU threads, pinned. Default: all cores.")
+@click.option("--baselines", is_flag=True, help="First: the stock encoder as torch.onnx exports it, and rewritten.")
+@click.option("--profile", is_flag=True, help="Which operators take the time, and how much of it merging adds.")
+@click.option("--reload/--keep", default=None, help="Hold one variant in memory at a time. Default: where not all fit.")
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw a picture: .png, .svg or .pdf.")
+@json_option
+def bench(
+    targets: tuple[str, ...], runners: tuple[str, ...], baselines: bool, plot: Path | None, as_json: bool, **given: Any
+) -> None:
+    """Time encoders side by side: output folders or ONNX files, as PATH or NAME=PATH; ratios are to the first.
+
+    Runners: eager, ort-cpu, ort-cuda, tensorrt, tensorrt-rtx, tensorrt-rtx-graph (as one CUDA graph).
+
+    \b
+    Example:
+      structsam-export bench engines/demo-structsam-r50-fp32 --baselines --profile --plot bench.png
+    """
+    from structsam_export.benchmark import bench as run
+    from structsam_export.benchmark import table, variants_of
+    from structsam_export.benchmark.baselines import baselines_of
+
+    first = baselines_of(targets[0]) if baselines else []
+    variants = variants_of([*first, *targets], runners)
+    if plot is not None:
+        check_picture(plot)
+    report = run(variants, **given)
+    if plot is not None:
+        from structsam_export.benchmark.plot import plot as draw
+
+        draw(report, plot)
+    if as_json:
+        print_json(report)
+        return
+    print_table(*table(report))
 
 
 @cli.command()
@@ -265,6 +310,18 @@ def show_report(report: dict[str, Any], folder: Path, as_json: bool) -> None:
     if not report["passed"]:
         failed = ", ".join(name for name, row in report["parity"].items() if not row["passed"])
         raise ParityError(f"Parity failed at: {failed}. The files are kept and marked; see {folder / 'report.html'}.")
+
+
+def check_picture(path: Path) -> None:
+    """Refuse a picture that cannot be written, before minutes of work.
+
+    Raises:
+        UsageError: a format we do not draw, or no such folder.
+    """
+    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise UsageError(f"Cannot draw {path}. Pass --plot FILE.png, .svg or .pdf.")
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"Folder {path.absolute().parent} does not exist. Make it, or pass another --plot.")
 
 
 def print_json(data: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from structsam_export.errors import ArtifactError, UsageError
 
 SCHEMA = 1
-PRECISIONS = ("fp32",)
+PRECISIONS = ("fp32", "fp16", "bf16")
 BACKENDS = ("auto", "tensorrt", "tensorrt-rtx", "none")
 
 

@@ -17,12 +17,15 @@ from structsam_export.schedule import Schedule, resolve
 
 if TYPE_CHECKING:
     from structsam_export.models import LoadedModel
+    from structsam_export.models.geometry import EncoderGeometry
     from structsam_export.validate.photos import Photo
     from structsam_export.validate.stages import Validation
 
 ENCODER_RAW, DECODER_RAW = "encoder.raw.onnx", "decoder.raw.onnx"
 ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
-OUTPUTS = {ENCODER: ("image_embeddings",), DECODER: ("low_res_masks", "iou_predictions")}
+# The rewritten encoder in FP32, where `encoder.onnx` has another precision.
+REFERENCE = "encoder.fp32.onnx"
+OUTPUTS = {"encoder": ("image_embeddings",), "decoder": ("low_res_masks", "iou_predictions")}
 # Encoder MACs x photos that validation may cost by default; bounds the time on big models (all six bundled photos
 # for the demo model, four for ViT-B, one for ViT-L and ViT-H). --image overrides it.
 VALIDATION_MACS = 2_000_000_000_000
@@ -57,12 +60,7 @@ class Job:
 
     def photos(self) -> list[Photo]:
         """The photos to validate on: the user's, or as many bundled ones as the model's size allows."""
-        from structsam_export.macs import paper_macs
-        from structsam_export.validate.photos import bundled_photos, one_prompt_each, user_photos
-
-        limit = max(1, VALIDATION_MACS // paper_macs(self.loaded.geometry))
-        photos = user_photos(self.config.images) if self.config.images else bundled_photos(limit)
-        return one_prompt_each(photos, limit) if self.schedule.prompt_aware else photos
+        return photos_for(self.config, self.loaded.geometry)
 
     def manifest(self) -> Manifest:
         """A manifest with no files yet."""
@@ -74,6 +72,16 @@ class Job:
             "geometry": loaded.geometry.to_dict(),
         }
         return Manifest(self.config, model, versions())
+
+
+def photos_for(config: ExportConfig, geometry: EncoderGeometry) -> list[Photo]:
+    """The photos of a configuration: the user's, or as many bundled ones as the model's size allows."""
+    from structsam_export.macs import paper_macs
+    from structsam_export.validate.photos import bundled_photos, one_prompt_each, user_photos
+
+    limit = max(1, VALIDATION_MACS // paper_macs(geometry))
+    photos = user_photos(config.images) if config.images else bundled_photos(limit)
+    return one_prompt_each(photos, limit) if config.prompt_aware else photos
 
 
 def export(config: ExportConfig, output: Path | None = None, *, force: bool = False) -> tuple[dict[str, Any], Path]:
@@ -105,6 +113,7 @@ def export(config: ExportConfig, output: Path | None = None, *, force: bool = Fa
         if keep is None:
             drop_weights(job)
         rewrite_stage(folder, manifest)
+        precision_stage(folder, manifest)
         build_stage(folder, manifest, backend, targets)
         report = validate_stage(job, folder, manifest, found, keep)
     return report, target
@@ -155,18 +164,48 @@ def rewrite_stage(folder: Path, manifest: Manifest) -> None:
     from structsam_export.rewrite import rewrite
 
     forget(folder, manifest, [name for name in manifest.files if name.endswith((".engine", ".json", ".html"))])
+    encoder = ENCODER if manifest.config.precision == "fp32" else REFERENCE
     with stage("rewrite graphs"), staged_files(folder) as partial:
-        for raw, name in ((ENCODER_RAW, ENCODER), (DECODER_RAW, DECODER)):
+        for raw, name in ((ENCODER_RAW, encoder), (DECODER_RAW, DECODER)):
             source, part = manifest.verified(folder, raw), name.split(".")[0]
             skipped: list[str] = []
-            counts = rewrite(source, partial / name, keep_outputs=OUTPUTS[name], skipped=skipped)
+            counts = rewrite(source, partial / name, keep_outputs=OUTPUTS[part], skipped=skipped)
             manifest.results.setdefault("rewrite", {})[part] = counts
             nodes = [len(onnx.load(str(p), load_external_data=False).graph.node) for p in (source, partial / name)]
             manifest.results.setdefault("graph", {})[part] = {"nodes_raw": nodes[0], "nodes": nodes[1]}
             manifest.results.setdefault("rewrite_skipped", {})[part] = skipped
             gc.collect()
-    for name in (ENCODER, DECODER):
+    for name in (encoder, DECODER):
         manifest.add_onnx(folder, name)
+    manifest.write(folder)
+
+
+def precision_stage(folder: Path, manifest: Manifest) -> None:
+    """Type the rewritten encoder as its configuration asks: `encoder.onnx`, with its FP32 reference beside it.
+
+    The decoder stays FP32: it is 3 % of the work, and some masks hang on less than FP16 keeps.
+    """
+    config = manifest.config
+    if config.precision == "fp32":
+        return
+    from structsam_export.models.geometry import EncoderGeometry
+    from structsam_export.precision import convert, scan
+    from structsam_export.runtime.images import prepare
+    from structsam_export.validate.stages import feeds_of
+
+    geometry = EncoderGeometry.from_dict(manifest.model["geometry"])
+    photos = photos_for(config, geometry)
+    prepared = [prepare(p.image, geometry.image_size, manifest.model["preprocessing"]) for p in photos]
+    source = manifest.verified(folder, REFERENCE)
+    with stage(f"{config.precision}: largest activations, {len(photos)} photos"):
+        peaks = scan(source, feeds_of(photos, prepared, config.batch, config.prompt_aware))
+    with stage(f"encoder in {config.precision}"), staged_files(folder) as partial:
+        made = convert(source, partial / ENCODER, config.precision, peaks)  # type: ignore[arg-type]
+    for node in made.offenders:
+        console().print(f"[yellow]FP32 kept[/yellow]: {node.op} {node.node}: {node.why}", markup=True)
+    largest = dict(sorted(peaks.items(), key=lambda item: -item[1])[:10])
+    manifest.results["precision"] = {**made.to_dict(), "largest": largest}
+    manifest.add_onnx(folder, ENCODER)
     manifest.write(folder)
 
 
@@ -238,7 +277,8 @@ def validate_folder(folder: Path, images: Sequence[str] = ()) -> dict[str, Any]:
     from structsam_export.validate.stages import eager_reference
 
     manifest = Manifest.read(folder)
-    for name in (ENCODER_RAW, DECODER_RAW, ENCODER, DECODER, *(e["file"] for e in manifest.engines)):
+    reference = () if manifest.config.precision == "fp32" else (REFERENCE,)
+    for name in (ENCODER_RAW, DECODER_RAW, *reference, ENCODER, DECODER, *(e["file"] for e in manifest.engines)):
         manifest.verified(folder, name)
     job = Job.prepare(replace(manifest.config, images=tuple(images) or manifest.config.images))
     if job.loaded.sha256 != manifest.model["sha256"]:

@@ -1,27 +1,244 @@
-"""Latency of several runners side by side: interleaved rounds, so that a busy machine slows all of them alike."""
+"""Encoders side by side: latency in interleaved rounds, peak memory, and where the time goes.
+
+Each variant runs in a process of its own; rounds take turns, so that a busy machine slows all of them alike. Ratios are
+what counts: absolute times of a shared machine are noise.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from structsam_export.benchmark.timing import interleaved, percentiles
+from structsam_export.benchmark.variants import RUNNERS, Variant, variants_of
+from structsam_export.console import stage
+from structsam_export.errors import ArtifactError, UsageError
+
+__all__ = ["RUNNERS", "SCHEMA", "Variant", "bench", "table", "variants_of"]
+
+SCHEMA = 1
+# Bytes a variant may need beside the others, as a multiple of its file: weights, their packed copy, activations.
+MEMORY = 8
+PROFILED_RUNS = 4
 
 
-def percentiles(seconds: Sequence[float]) -> dict[str, float]:
-    """p50, p90, p99 in milliseconds and the number of samples."""
+class Worker:
+    """A process that holds one variant (`benchmark.worker`)."""
+
+    def __init__(self, variant: Variant, threads: int, *, profile: bool = False) -> None:
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        command = [sys.executable, "-m", "structsam_export.benchmark.worker"]
+        self.name = variant.name
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
+        self.memory: list[dict[str, int]] = []
+        try:
+            self.ask({**variant.spec(), "threads": threads, "profile": profile})
+        except BaseException:
+            self.close()
+            raise
+
+    def ask(self, request: Any) -> dict[str, Any]:
+        """Send one request and wait for its answer.
+
+        Raises:
+            ArtifactError: the process failed; with what it said last.
+        """
+        assert self.process.stdin is not None and self.process.stdout is not None
+        line = ""
+        try:
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
+        except BrokenPipeError:
+            pass
+        if not line:
+            raise ArtifactError(f"{self.name} stopped running: {self.last_words()}")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise ArtifactError(f"{self.name} cannot be run: {answer['error']}")
+        return answer
+
+    def last_words(self) -> str:
+        """The last line the process wrote to stderr, or how it ended (-9: the system ran out of memory)."""
+        assert self.process.stderr is not None
+        said = self.process.stderr.read().strip().splitlines()
+        code = self.process.wait()
+        if code == -9:
+            return "killed, probably out of memory. Bench fewer targets at once, or pass --reload."
+        return said[-1] if said else f"exit code {code}"
+
+    def run(self) -> float:
+        """One inference; its seconds."""
+        answer = self.ask("run")
+        self.memory.append({key: answer[key] for key in ("peak", "activations")})
+        return float(answer["seconds"])
+
+    def close(self) -> None:
+        """End the process."""
+        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
+            if pipe is not None:
+                pipe.close()
+        self.process.terminate()
+        self.process.wait()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def bench(
+    variants: Sequence[Variant],
+    *,
+    rounds: int = 7,
+    threads: int | None = None,
+    reload: bool | None = None,
+    profile: bool = False,
+) -> dict[str, Any]:
+    """Run variants in turn.
+
+    Args:
+        variants: what to run; the first is what ratios are taken to.
+        rounds: runs of each variant, after one warm-up.
+        threads: CPU threads of each variant, pinned to as many cores; default all cores.
+        reload: start every variant afresh in each round, so that only one is in memory; default: where not all fit.
+        profile: also say which operators take the time, and how much of it merging added (ONNX Runtime only).
+
+    Returns:
+        `schema`, `conditions`, and `rows`: one per variant with name, runner, p50, p90, p99 (ms), n, ratio of the
+        medians to the first row, ratio_paired (median of the ratios within each round), peak_bytes (process),
+        activation_bytes (above what it held before), nodes, macs (of one image), and profile.
+    """
+    if rounds < 1:
+        raise UsageError(f"{rounds} rounds measure nothing. Pass --runs 1 or more.")
+    threads = threads or os.cpu_count() or 1
+    one_by_one = not fits(variants) if reload is None else reload
+    memory: dict[str, list[dict[str, int]]] = {v.name: [] for v in variants}
+    with stage(f"{len(variants)} variants, {rounds} rounds") as say, ExitStack() as active:
+        workers = {} if one_by_one else {v.name: active.enter_context(Worker(v, threads)) for v in variants}
+
+        def call(variant: Variant) -> float:
+            if not one_by_one:
+                return workers[variant.name].run()
+            with Worker(variant, threads) as worker:
+                worker.run()  # warm-up
+                seconds = worker.run()
+                memory[variant.name] += worker.memory
+            return seconds
+
+        taken = interleaved({v.name: lambda v=v: call(v) for v in variants}, rounds, say)  # type: ignore[misc]
+        for name, worker in workers.items():
+            memory[name] = worker.memory
+    rows = [row_of(v, taken, variants[0].name, memory[v.name]) for v in variants]
+    if profile:
+        add_profiles(variants, rows, threads)
+    return {"schema": SCHEMA, "conditions": conditions(threads, rounds, one_by_one), "rows": rows}
+
+
+def fits(variants: Sequence[Variant]) -> bool:
+    """Whether all variants should fit into memory side by side."""
+    import psutil
+
+    size = sum(v.onnx.stat().st_size + data_size(v.onnx) for v in variants)
+    return bool(size * MEMORY < 0.8 * psutil.virtual_memory().available)
+
+
+def data_size(onnx: Path) -> int:
+    """Bytes of the weights beside an ONNX file."""
+    data = onnx.with_name(f"{onnx.name}.data")
+    return data.stat().st_size if data.exists() else 0
+
+
+def row_of(
+    variant: Variant, taken: dict[str, list[float]], reference: str, memory: Sequence[dict[str, int]]
+) -> dict[str, Any]:
+    """One row of the table."""
     import numpy as np
+    import onnx
 
-    p50, p90, p99 = (float(np.percentile(seconds, q)) * 1e3 for q in (50, 90, 99))
-    return {"p50": round(p50, 3), "p90": round(p90, 3), "p99": round(p99, 3), "n": len(seconds)}
+    from structsam_export.macs import graph_macs
+
+    seconds, base = np.array(taken[variant.name]), np.array(taken[reference])
+    graph = onnx.load(str(variant.onnx), load_external_data=False).graph
+    batch = graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    try:
+        macs: int | None = graph_macs(variant.onnx) // max(batch, 1)
+    except ValueError:  # a file of someone else, without shapes
+        macs = None
+    return {
+        "name": variant.name,
+        "runner": variant.runner,
+        "file": variant.file.name,
+        **percentiles(taken[variant.name]),
+        "ratio": round(float(np.median(seconds) / np.median(base)), 4),
+        "ratio_paired": round(float(np.median(seconds / base)), 4),
+        "peak_bytes": max(m["peak"] for m in memory),
+        "activation_bytes": max(m["activations"] for m in memory),
+        "nodes": len(graph.node),
+        "macs": macs,
+        "seconds": [round(s, 6) for s in seconds],
+    }
 
 
-def interleaved(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, dict[str, float]]:
-    """Time every call once per round, after one warm-up each; {name: percentiles}."""
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        call()
-    for _ in range(rounds):
-        for name, call in calls.items():
-            began = time.perf_counter()
-            call()
-            taken[name].append(time.perf_counter() - began)
-    return {name: percentiles(seconds) for name, seconds in taken.items()}
+def add_profiles(variants: Sequence[Variant], rows: Sequence[dict[str, Any]], threads: int) -> None:
+    """Run every ONNX variant a few times more under ONNX Runtime's profiler; the fastest run of each node counts."""
+    from structsam_export.benchmark.profile import summary
+
+    for variant, row in zip(variants, rows):
+        row["profile"] = None
+        if variant.runner.startswith("ort"):
+            with stage(f"profile {variant.name}"), Worker(variant, threads, profile=True) as worker:
+                for _ in range(PROFILED_RUNS):
+                    worker.run()
+                row["profile"] = summary(variant.onnx, worker.ask("profile")["events"])
+
+
+def conditions(threads: int, rounds: int, one_by_one: bool) -> dict[str, Any]:
+    """Machine and versions a table was made with."""
+    import platform
+
+    from structsam_export.pipeline import versions
+
+    return {
+        "cpu": cpu_name(),
+        "threads": threads,
+        "cores": os.cpu_count(),
+        "rounds": rounds,
+        "reloaded": one_by_one,
+        "platform": platform.platform(),
+        "versions": versions(),
+    }
+
+
+def cpu_name() -> str:
+    """The processor's name as the system tells it."""
+    import platform
+
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def table(report: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """A report as the head and the rows of a table for people."""
+    rows, profiled = report["rows"], any(r.get("profile") for r in report["rows"])
+    head = ("variant", "p50 ms", "p90", "ratio", "paired", "GMACs", "nodes", "peak MiB", "activations MiB")
+    body = []
+    for r in rows:
+        macs = "-" if r["macs"] is None else f"{r['macs'] / 1e9:.2f}"
+        times = (f"{r['p50']:.1f}", f"{r['p90']:.1f}", f"{r['ratio']:.3f}", f"{r['ratio_paired']:.3f}")
+        memory = (f"{r['peak_bytes'] / 2**20:.0f}", f"{r['activation_bytes'] / 2**20:.0f}")
+        share = r.get("profile")
+        added = (f"{share['merging_share']:.1%}" if share else "-",) if profiled else ()
+        body.append((r["name"], *times, macs, str(r["nodes"]), *memory, *added))
+    return (*head, "merging") if profiled else head, body

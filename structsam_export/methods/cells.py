@@ -158,9 +158,12 @@ def cell_plan(rank_by: Tensor, dst: Tensor, layout: Layout, merged: int) -> Merg
 
     # A merging cell and its destination as one number: everything about it is looked up.
     choice = (first + dst).gather(1, flattest)
+    dst_token = table.flatten()
     src_token = table[torch.arange(C, device=device)[:, None, None], torch.tensor(OTHERS, device=device)].flatten(0, 1)
+    fellows = torch.zeros(layout.tokens, SIZE, dtype=torch.int64, device=device)
+    fellows[dst_token] = torch.cat([dst_token.unsqueeze(1), src_token], 1)
     leftover = torch.tensor(rest, dtype=torch.int64, device=device).expand(B, -1)
-    pos = torch.cat([table[protected].flatten(1), leftover, table.flatten()[choice]], 1)
+    pos = torch.cat([table[protected].flatten(1), leftover, dst_token[choice]], 1)
     sources = src_token[choice].flatten(1)
 
     # Where each cell stands in the order decides the slot of its four tokens.
@@ -171,4 +174,4 @@ def cell_plan(rank_by: Tensor, dst: Tensor, layout: Layout, merged: int) -> Merg
     odd = torch.arange(kept - len(rest), kept, device=device).expand(B, -1)
     raster = torch.tensor(raster_order(layout.side), device=device)
     slot = torch.cat([by_place[place].flatten(1), odd], 1).index_select(1, raster)
-    return MergePlan(pos, slot, sources, merged, equal=True)
+    return MergePlan(pos, slot, sources, merged, equal=True, fellows=fellows)

@@ -33,6 +33,7 @@ class MergePlan:
 
     `reduce` is "mean" (destination and its sources, unweighted) or "replace" (the destination alone).
     `equal` promises that sources come in runs: group g owns sources[:, g*A/G : (g+1)*A/G].
+    `fellows` (N, s) lists, where that is fixed, the group each token would be the destination of, itself first.
     """
 
     pos: Tensor
@@ -41,6 +42,7 @@ class MergePlan:
     groups: int
     reduce: str = "mean"
     equal: bool = False
+    fellows: Tensor | None = None
 
     # The tensors that hold the decisions: traced graphs name them, validation reads and replaces them.
     parts: ClassVar[tuple[str, ...]] = ("pos", "slot", "sources")
@@ -59,7 +61,10 @@ class MergePlan:
         first = self.kept - self.groups
         single, into = rows(x, self.pos[:, :first]), self.pos[:, first:]
         if self.equal:
-            members = torch.cat([into.unsqueeze(2), self.sources.view(into.shape[0], self.groups, -1)], 2)
+            if self.fellows is not None:
+                members = self.fellows[into]
+            else:
+                members = torch.cat([into.unsqueeze(2), self.sources.view(into.shape[0], self.groups, -1)], 2)
             group = rows(x, members.flatten(1)).view(*members.shape, -1)
             return torch.cat([single, group.mean(2)], 1)
         dst, src = rows(x, into), rows(x, self.sources)

@@ -65,6 +65,12 @@ class EncoderGeometry:
         """The fields as JSON holds them (tuples become lists)."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> EncoderGeometry:
+        """Inverse of `to_dict`."""
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**values)
+
 
 def sam_geometry(dim: int, depth: int, heads: int, global_layers: tuple[int, ...]) -> EncoderGeometry:
     """SAM's encoder at 1024 pixels, of one size."""

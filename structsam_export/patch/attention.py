@@ -33,7 +33,8 @@ def attention(attn: nn.Module, x: Tensor, pos: Tensor, side: tuple[int, int]) ->
     left, right = [q], [k]
     if m.use_rel_pos:
         left += [q @ (table / m.scale)[at] for table, at in relative_tables(m, pos, side)]
-        right.append(lines(side, k)[pos].expand(-1, -1, m.num_heads, -1))
+        onehot = lines(side, m.num_heads, k)[pos]
+        right.append(onehot if onehot.shape[2] == m.num_heads else onehot.expand(-1, -1, m.num_heads, -1))
     scores = torch.cat(left, -1).transpose(1, 2) @ torch.cat(right, -1).permute(0, 2, 3, 1)
     y = scores.softmax(-1) @ v.transpose(1, 2)
     return m.proj(y.transpose(1, 2).reshape(B, n, D)), k.transpose(1, 2)
@@ -75,12 +76,16 @@ def relative_tables(attn: nn.Module, pos: Tensor, side: tuple[int, int]) -> list
     return [(by_row, (place // w)[pos]), (by_column, (place % w)[pos])]
 
 
-def lines(side: tuple[int, int], like: Tensor) -> Tensor:
-    """Which row and which column each place of the grid is on: two ones in each (1, h + w) of (places, 1, h + w)."""
+def lines(side: tuple[int, int], heads: int, like: Tensor) -> Tensor:
+    """Which row and which column each place of the grid is on: one-hot rows (places, 1 or heads, h + w).
+
+    Repeated for every head where that is small, so that nothing is left to repeat at run time.
+    """
     import torch
 
     h, w = side
     place = torch.arange(h * w, device=like.device)
     line = torch.arange(h + w, device=like.device)
     onehot = (line == (place // w)[:, None]) | (line == h + (place % w)[:, None])
-    return onehot.to(like.dtype).unsqueeze(1)
+    repeat = heads if onehot.numel() * heads <= TABLE_LIMIT else 1
+    return onehot.to(like.dtype).unsqueeze(1).repeat(1, repeat, 1)

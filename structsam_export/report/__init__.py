@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from structsam_export.artifact import Manifest
+from structsam_export.artifact import Manifest, fp32_encoder
 from structsam_export.macs import graph_macs, paper_macs
 
 if TYPE_CHECKING:
@@ -48,9 +48,10 @@ def build_report(
         "macs": {
             "dense": paper_macs(geometry),
             "paper": paper_macs(geometry, schedule.blocks, mlp=schedule.mlp),
-            "graph": graph_macs(folder / "encoder.onnx") // config.batch,
+            "graph": graph_macs(fp32_encoder(folder)) // config.batch,
         },
         "rewrite": manifest.results.get("rewrite", {}),
+        "precision": manifest.results.get("precision"),
         "graph": manifest.results.get("graph", {}),
         "parity": found.parity,
         "quality": found.quality,

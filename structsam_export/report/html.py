@@ -15,6 +15,7 @@ NAMES = {
     "dense": "PyTorch, unpatched",
     "eager": "PyTorch, patched",
     "onnx_raw": "ONNX as traced",
+    "onnx_fp32": "ONNX rewritten, FP32",
     "onnx": "ONNX rewritten",
     "engine": "engine",
 }
@@ -29,8 +30,14 @@ def render(report: dict[str, Any], found: Validation, geometry: EncoderGeometry)
     )
     environment.filters["num"] = number
     return environment.get_template("report.html.j2").render(
-        r=report, names=NAMES, photos=photo_rows(found), maps=token_maps(found, geometry)
+        r=report, names=names_of(report), photos=photo_rows(found), maps=token_maps(found, geometry)
     )
+
+
+def names_of(report: dict[str, Any]) -> dict[str, str]:
+    """What the stages of a report are called; a low precision says that it was emulated."""
+    kind = report["config"]["precision"]
+    return NAMES if kind == "fp32" else NAMES | {"onnx": f"ONNX rewritten, {kind.upper()}, emulated"}
 
 
 def number(value: Any) -> str:

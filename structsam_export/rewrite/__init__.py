@@ -25,6 +25,8 @@ RULES = {
     "stock_relative_position": "structsam_export.rewrite.stock_relative_position",
     "layer_norm_2d": "structsam_export.rewrite.layer_norm_2d",
     "gelu": "structsam_export.rewrite.gelu",
+    "split": "structsam_export.rewrite.split",
+    "linear": "structsam_export.rewrite.linear",
     "reshape_chain": "structsam_export.rewrite.reshape_chain",
 }
 

@@ -9,7 +9,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from structsam_export.rewrite.match import add, constant, integers, producer, static_shape
+from structsam_export.rewrite.match import (
+    add,
+    constant,
+    integers,
+    only_consumer,
+    producer,
+    static_shape,
+    take_over,
+)
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -17,6 +25,8 @@ if TYPE_CHECKING:
 
 def apply(graph: gs.Graph, skipped: list[str]) -> int:
     """Rewrite GatherElements(x (B, N, D), spread index (B, k)) as Gather(x.reshape(B*N, D), index + offset)."""
+    import numpy as np
+
     fired = 0
     for node in list(graph.nodes):
         if node.op != "GatherElements":
@@ -31,13 +41,29 @@ def apply(graph: gs.Graph, skipped: list[str]) -> int:
             skipped.append(f"row_gather: {node.name}: the index differs between channels")
             continue
         B, N, D = shape
+        index, out = grouped(graph, node, index, D)
         flat = add(graph, "Reshape", [data, integers(graph, f"{node.name}.flat", [B * N, D])], data, [B * N, D])
         if B > 1:
-            offset = integers(graph, f"{node.name}.offset", [[b * N] for b in range(B)])
+            ones = [1] * (len(static_shape(index) or []) - 1)
+            offset = integers(graph, f"{node.name}.offset", np.arange(0, B * N, N).reshape(B, *ones))
             index = add(graph, "Add", [index, offset], index, static_shape(index) or [], index.dtype)
         node.op, node.attrs, node.inputs = "Gather", {"axis": 0}, [flat, index]
+        if out is not node.outputs[0]:
+            take_over(node, out)
         fired += 1
     return fired
+
+
+def grouped(graph: gs.Graph, node: Any, index: Any, channels: int) -> tuple[Any, Any]:
+    """(index, output) of a gather whose rows (B, G * s, D) are grouped afterwards, as its index was: (B, G, s, D)."""
+    before = producer(index, "Reshape")
+    after = only_consumer(graph, node.outputs[0])
+    if before is None or after is None or after.op != "Reshape":
+        return index, node.outputs[0]
+    groups = static_shape(before.inputs[0])
+    if groups is None or static_shape(after.outputs[0]) != [*groups, channels] or len(groups) < 2:
+        return index, node.outputs[0]
+    return before.inputs[0], after.outputs[0]
 
 
 def fixed_row_index(graph: gs.Graph, spread: Any, data: list[int]) -> Any | None:

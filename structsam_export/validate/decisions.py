@@ -75,12 +75,15 @@ def agreement(first: Sequence[Any], second: Sequence[Any]) -> dict[str, float]:
     }
 
 
-def ties(decisions: Sequence[Mapping[str, Decision]], first: Sequence[Any], second: Sequence[Any]) -> dict[str, Any]:
+def ties(
+    decisions: Sequence[Mapping[str, Decision]], first: Sequence[Any], second: Sequence[Any], noise: float = NOISE
+) -> dict[str, Any]:
     """Differences between two stages that saw the same tokens, and how many of them are ties.
 
     Args:
         decisions: PyTorch's decisions of every photo, with what they were taken from.
         first, second: outputs of both stages for every photo.
+        noise: by how many standard deviations PyTorch's input moves.
 
     Returns:
         `differ`, `ties`, `of` (all decisions), and `by_name` for the decisions that differ somewhere.
@@ -94,7 +97,7 @@ def ties(decisions: Sequence[Mapping[str, Decision]], first: Sequence[Any], seco
             total["of"] += mine.size
             if not different.any():
                 continue
-            tied = int((different & unstable(taken[name], name, mine)).sum())
+            tied = int((different & unstable(taken[name], name, mine, noise)).sum())
             row = by_name.setdefault(name, {"differ": 0, "ties": 0})
             for key, value in (("differ", int(different.sum())), ("ties", tied)):
                 row[key] += value
@@ -102,11 +105,11 @@ def ties(decisions: Sequence[Mapping[str, Decision]], first: Sequence[Any], seco
     return {**total, "by_name": by_name}
 
 
-def unstable(decision: Decision, name: str, taken: np.ndarray) -> np.ndarray:
-    """Where PyTorch decides differently itself when its input moves by NOISE."""
+def unstable(decision: Decision, name: str, taken: np.ndarray, noise: float = NOISE) -> np.ndarray:
+    """Where PyTorch decides differently itself when its input moves by `noise`."""
     moved = np.zeros(taken.shape, bool)
     for seed in range(TRIES):
-        plan = decision.again(NOISE, seed)
+        plan = decision.again(noise, seed)
         made = {f"{name}.{part}": getattr(plan, part).numpy() for part in plan.parts}
         again = decided(made, name, taken.shape[-1])
         moved |= again != taken

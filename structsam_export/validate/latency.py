@@ -6,7 +6,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from structsam_export.benchmark import interleaved, percentiles
+from structsam_export.artifact import fp32_encoder
+from structsam_export.benchmark.timing import interleaved, percentiles
 from structsam_export.console import stage
 from structsam_export.patch import host_of
 from structsam_export.validate.runners import ort_runner
@@ -29,8 +30,10 @@ def measure_latency(
     Small models are timed in interleaved rounds; where that would not fit in memory, the validation runs' own times
     are given (`interleaved` says which).
     """
-    weights = (folder / "encoder.onnx").stat().st_size
-    if loaded is None or weights > INTERLEAVE_LIMIT or (folder / "encoder.onnx.data").exists():
+    # FP16 has no kernels on a CPU: its FP32 reference is timed instead.
+    final = fp32_encoder(folder).name
+    weights = (folder / final).stat().st_size
+    if loaded is None or weights > INTERLEAVE_LIMIT or (folder / f"{final}.data").exists():
         found.latency = {name: percentiles(s.seconds) | {"interleaved": False} for name, s in found.stages.items()}
         return
     import torch
@@ -49,14 +52,12 @@ def measure_latency(
             encoder(image)
 
     with ExitStack() as active, stage("encoder latency, interleaved"):
-        raw, final = (
-            active.enter_context(ort_runner(folder / file, file)) for file in ("encoder.raw.onnx", "encoder.onnx")
-        )
+        raw, rewritten = (active.enter_context(ort_runner(folder / file, file)) for file in ("encoder.raw.onnx", final))
         calls = {
             "dense": eager_dense,
             "eager": eager_patched,
             "onnx_raw": lambda: raw.infer(feed),
-            "onnx": lambda: final.infer(feed),
+            "onnx" if final == "encoder.onnx" else "onnx_fp32": lambda: rewritten.infer(feed),
         }
         timed = interleaved(calls, ROUNDS if weights < INTERLEAVE_LIMIT // 10 else 2)
-    found.latency = {name: row | {"interleaved": True} for name, row in timed.items()}
+    found.latency = {name: percentiles(taken) | {"interleaved": True} for name, taken in timed.items()}

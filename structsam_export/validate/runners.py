@@ -45,13 +45,28 @@ def ort_runner(path: Path, label: str) -> Any:
     return OnnxrtRunner(SessionFromOnnx(str(path), providers=["cpu"]), name=label)
 
 
-def engine_runner(path: Path, backend: str, label: str) -> Any:
-    """An engine as a runner on this machine's GPU; `path` must come from `Manifest.verified`."""
+def engine_runner(path: Path, backend: str, label: str, *, cuda_graph: bool = False) -> Any:
+    """An engine as a runner on this machine's GPU; `path` must come from `Manifest.verified`.
+
+    `cuda_graph`: the whole engine is captured once and replayed (TensorRT-RTX).
+    """
     use_backend(backend)
     from polygraphy.backend.common import bytes_from_path
     from polygraphy.backend.trt import EngineFromBytes, TrtRunner
 
-    return TrtRunner(EngineFromBytes(lambda: bytes_from_path(str(path))), name=label)
+    load = EngineFromBytes(lambda: bytes_from_path(str(path)))
+    if not cuda_graph:
+        return TrtRunner(load, name=label)
+
+    def context() -> Any:
+        import tensorrt_rtx as trt
+
+        engine = load()
+        config = engine.create_runtime_config()
+        config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        return engine.create_execution_context(config)
+
+    return TrtRunner(context, name=label)
 
 
 def run(

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from structsam_export.artifact import Manifest
 from structsam_export.console import stage
 from structsam_export.patch import host_of
 from structsam_export.runtime.images import Prepared, prepare
@@ -101,19 +100,17 @@ def feeds_of(
 def onnx_stage(
     found: Validation,
     name: str,
-    folder: Path,
-    manifest: Manifest,
-    files: tuple[str, str],
+    files: tuple[Path, Path],
     feeds: Sequence[dict[str, Any]],
     size: int,
     *,
     given: bool,
 ) -> Stage:
     """Run an encoder and its decoder on ONNX Runtime; `given`: with PyTorch's decisions fed in."""
-    encoder, decoder = (manifest.verified(folder, file) for file in files)
+    encoder, decoder = files
     taken = found.stages["eager"].outputs
     how = " with PyTorch's decisions" if given else ""
-    with stage(f"ONNX Runtime, {files[0]}{how}") as say, readable(encoder, found.names, given=given) as copy:
+    with stage(f"ONNX Runtime, {name}{how}") as say, readable(encoder, found.names, given=given) as copy:
         if given:
             feeds = [feed | decisions_for(copy, eager, feed) for feed, eager in zip(feeds, taken)]
         outputs, seconds = run(ort_runner(copy, name), feeds, say)

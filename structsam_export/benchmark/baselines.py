@@ -1,0 +1,33 @@
+"""What merging is compared with: the stock encoder as peers export it, and the same after our rewriting."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from structsam_export.benchmark.variants import named
+
+
+def baselines_of(target: str) -> list[str]:
+    """Targets "plain" and "rewritten" for the model of an output folder, exported beside it if they are not there.
+
+    Plain is `torch.onnx.export` of `segment_anything`'s encoder and nothing else; rewritten is the unmerged encoder
+    after every rule, so that gains from merging and from rewriting are separate numbers.
+
+    Raises:
+        ArtifactError: the target is no output folder, so that nobody knows its checkpoint.
+    """
+    from structsam_export.artifact import MANIFEST, Manifest
+    from structsam_export.pipeline import rewrite_stage, trace_only
+
+    folder = named(target)[1]
+    own = Manifest.read(folder)
+    dense = folder.absolute().parent / f"{own.config.model}-none-r0-fp32"
+    if not (dense / MANIFEST).exists() or Manifest.read(dense).model["sha256"] != own.model["sha256"]:
+        bare = type(own.config)(model=own.config.model, checkpoint=own.config.checkpoint, method="none")
+        trace_only(replace(bare, batch=own.config.batch, opset=own.config.opset), dense, force=True)
+    manifest = Manifest.read(dense)
+    if "encoder.onnx" not in manifest.files:
+        rewrite_stage(dense, manifest)
+    plain: Path = manifest.verified(dense, "encoder.raw.onnx")
+    return [f"plain={plain}", f"rewritten={dense}"]
