@@ -1,8 +1,9 @@
 """Multiply-accumulates of the image encoder: closed forms, and counted on an ONNX graph.
 
 Counting rules are fvcore's: convolution, linear, matmul and einsum count 1 per multiply-add, LayerNorm 5 per element;
-softmax, sorting, gathering and LayerNorm2d count nothing. `paper_macs` places merging as the papers do (qkv on n
-tokens, proj on N); the exported graph also runs proj on n, which `graph_macs` shows.
+softmax, sorting and gathering count nothing. LayerNorm2d counts nothing in the papers' form either, nor as traced, but
+5 per element once it has been rewritten as a LayerNormalization. `paper_macs` places merging as the papers do (qkv on
+n tokens, proj on N); the exported graph also runs proj on n, which `graph_macs` shows.
 """
 
 from __future__ import annotations

@@ -52,6 +52,11 @@ def norms(geometry):
     return 10 * geometry.grid[0] * geometry.grid[1] * geometry.dim * geometry.depth
 
 
+def rewritten_norms(geometry):
+    """Both LayerNorm2d of the neck once they are LayerNormalizations: 5 per element."""
+    return 2 * 5 * geometry.grid[0] * geometry.grid[1] * geometry.out_channels
+
+
 def saved_by_proj(geometry, method, layers):
     """What running proj on the kept tokens saves; the papers run it on all."""
     calls = [geometry.layout(i) for i in layers]
@@ -203,14 +208,14 @@ def test_the_dense_graph_is_the_closed_form(tmp_path, tiny):
     assert graph_macs(saved(tmp_path / "raw.onnx", traced("none", "dense", (), 1))) == paper_macs(tiny[1])
 
 
-def test_the_rewritten_dense_graph_adds_the_bias_products(tmp_path, tiny):
+def test_the_rewritten_dense_graph_adds_the_bias_products_and_the_norms_of_the_neck(tmp_path, tiny):
     path = rewritten(tmp_path / "dense.onnx", traced("none", "dense", (), 1))
-    assert graph_macs(path) == paper_macs(tiny[1]) + folded_bias(tiny[1], None, range(3))
+    assert graph_macs(path) == paper_macs(tiny[1]) + folded_bias(tiny[1], None, range(3)) + rewritten_norms(tiny[1])
 
 
 @pytest.mark.parametrize("variant", ["cell", "bsm"])
 def test_the_merged_graph_is_the_closed_form_with_proj_on_kept_tokens(tmp_path, tiny, variant):
-    """The patched attention spreads positions by one-hot rows already when traced; only block 2 changes later.
+    """The patched attention spreads positions by one-hot rows already when traced; block 2 and the neck change later.
 
     `bsm` also merges by a one-hot product (K x 3K x D a call), and compares one more channel where there are pads.
     """
@@ -224,7 +229,7 @@ def test_the_merged_graph_is_the_closed_form_with_proj_on_kept_tokens(tmp_path, 
             pairs = 3 * (method.removed(layout) // 3) ** 2 * layout.calls
             expected += pairs * (geometry.dim + layout.has_pads)
     assert graph_macs(saved(tmp_path / "raw.onnx", model)) == images * expected
-    expected += folded_bias(geometry, None, [2])
+    expected += folded_bias(geometry, None, [2]) + rewritten_norms(geometry)
     assert graph_macs(rewritten(tmp_path / "merged.onnx", model)) == images * expected
 
 

@@ -46,9 +46,9 @@ def apply(graph: gs.Graph, skipped: list[str]) -> int:
             sources[key] = flat_rows(graph, start, padded=PAD in found)
         data = sources[key]
         table = [prod((static_shape(start) or [])[:-1]) if row == PAD else row for row in found]
-        if table != list(range(len(table))):
+        if table != list(range(data.shape[0])):  # an index may count from the end, so that all rows must be there
             known = integers(graph, f"{node.name}.row", table)
-            index = add(graph, "Gather", [known, index], index, static_shape(index) or [], index.dtype, axis=0)
+            index = add(graph, "Gather", [known, index], index, static_shape(index) or [], known.dtype, axis=0)
         node.inputs = [data, index]
         fired += 1
     return fired
@@ -74,7 +74,7 @@ def rows_of(chain: list[Any], shape: list[int]) -> list[int] | None:
     index = np.arange(prod(shape[:-1])).reshape(*shape[:-1], 1).repeat(2, -1)
     index[..., 1] += prod(shape[:-1])  # two channels tell whether rows stay whole
     for node in chain:
-        if node.op == "Pad" and fill_of(node) != 0.0:
+        if node.op == "Pad" and fill_of(node) != 0:
             return None
         wide = static_shape(node.outputs[0]) or []
         after = index.reshape([*wide[:-1], 2]) if node.op == "Reshape" else step(node, index)

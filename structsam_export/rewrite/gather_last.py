@@ -55,7 +55,7 @@ def keeps_last_axis(node: Any, rank: int) -> bool:
     if node.op == "Reshape":
         return True  # the caller has compared the channel counts
     if node.op == "Transpose":
-        return bool(node.attrs["perm"][-1] == rank - 1)
+        return "perm" in node.attrs and bool(node.attrs["perm"][-1] == rank - 1)
     if node.op == "Slice" and len(node.inputs) > 3:
         axes = constant(node.inputs[3])
         return axes is not None and all(0 <= axis < rank - 1 for axis in axes)

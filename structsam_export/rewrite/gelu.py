@@ -2,14 +2,15 @@
 
 PyTorch's exporter writes x * (0.5 * (1 + erf(x / sqrt 2))). ONNX Runtime and TensorRT look for
 (x * (1 + erf(x / sqrt 2))) * 0.5 and run that as one node instead of five passes over the widest tensor of a block.
-The same to the last bit, as halving is exact. (ONNX has a Gelu operator from opset 20 on; the exporter uses it there.)
+The same to the last bit, as halving is exact (and as long as 2x does not overflow). ONNX has a Gelu operator from opset
+20 on; the exporter uses it there.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from structsam_export.rewrite.match import add, only_consumer, producer, static_shape, take_over
+from structsam_export.rewrite.match import add, only_consumer, producer, take_over
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -29,11 +30,13 @@ def apply(graph: gs.Graph, skipped: list[str]) -> int:
         scaled = producer(node.inputs[0], "Div") or producer(node.inputs[0], "Mul")
         x = scaled.inputs[0] if scaled is not None else None
         if last is None or last.op != "Mul" or not any(t is x for t in last.inputs):
-            skipped.append(f"gelu: {node.name}: what is multiplied by 0.5 (1 + erf) is not what erf was taken of")
+            skipped.append(
+                f"gelu: {node.name}: 0.5 (1 + erf) has no single reader that multiplies what erf was taken of"
+            )
             continue
         out = last.outputs[0]
-        whole = add(graph, "Mul", [x, one_plus.outputs[0]], out, static_shape(out) or list(out.shape))
-        result = add(graph, "Mul", [whole, half], out, static_shape(out) or list(out.shape))
+        whole = add(graph, "Mul", [x, one_plus.outputs[0]], out, one_plus.outputs[0].shape)
+        result = add(graph, "Mul", [whole, half], out, out.shape)
         take_over(result.inputs[0], out)
         fired += 1
     return fired

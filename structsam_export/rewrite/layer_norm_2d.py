@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from structsam_export.rewrite.match import add, constant, fresh, only_consumer, producer, static_shape, take_over
+from structsam_export.rewrite.match import add, fresh, only_consumer, producer, static_shape, take_over
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -25,7 +25,8 @@ def apply(graph: gs.Graph, skipped: list[str]) -> int:
             continue
         x, epsilon, weight, bias, out = found
         shape = static_shape(x)
-        if shape is None or len(shape) != 4 or weight.size != shape[1] or bias.size != shape[1]:
+        known = shape is not None and len(shape) == 4 and static_shape(out) == shape
+        if shape is None or not known or not (by_channel(weight, shape[1]) and by_channel(bias, shape[1])):
             skipped.append(f"layer_norm_2d: {node.name}: not (B, C, H, W) of known shape with one weight a channel")
             continue
         B, C, H, W = shape
@@ -48,9 +49,9 @@ def channel_norm(graph: gs.Graph, root: Any) -> tuple[Any, float, Any, Any, Any]
     own_mean = producer(centred.inputs[1], "ReduceMean") if centred is not None else None
     if mean is None or power is None or centred is None or own_mean is None:
         return None
-    if own_mean.inputs[0] is not centred.inputs[0] or constant(power.inputs[1]) != [2]:
+    if own_mean.inputs[0] is not centred.inputs[0] or not is_number(power.inputs[1], 2):
         return None
-    if [constant(n.inputs[1]) for n in (mean, own_mean)] != [[1], [1]]:
+    if not (over_channels(mean) and over_channels(own_mean)):
         return None
     div = only_consumer(graph, root.outputs[0])
     scaled = only_consumer(graph, div.outputs[0]) if div is not None else None
@@ -68,3 +69,19 @@ def channel_norm(graph: gs.Graph, root: Any) -> tuple[Any, float, Any, Any, Any]
 def values_of(node: Any) -> Any | None:
     """The constant operand of a node, or None."""
     return next((t.values for t in node.inputs if getattr(t, "values", None) is not None), None)
+
+
+def over_channels(mean: Any) -> bool:
+    """Whether a ReduceMean is one over axis 1, which it keeps."""
+    return len(mean.inputs) == 2 and is_number(mean.inputs[1], 1) and mean.attrs.get("keepdims", 1) == 1
+
+
+def is_number(tensor: Any, number: float) -> bool:
+    """Whether a tensor is a constant of one element, this number."""
+    values = getattr(tensor, "values", None)
+    return values is not None and values.size == 1 and float(values.reshape(-1)[0]) == number
+
+
+def by_channel(values: Any, channels: int) -> bool:
+    """Whether an array holds one value for each channel of (B, C, H, W)."""
+    return bool(values.size == channels and values.shape[-3:] == (channels, 1, 1))

@@ -22,7 +22,7 @@ def step(node: Any, index: Any) -> Any | None:
     if op in ("Reshape", "Squeeze", "Unsqueeze"):
         return index.reshape(shape)
     if op == "Transpose":
-        return index.transpose(node.attrs["perm"])
+        return index.transpose(node.attrs.get("perm"))
     if op == "Gather":
         picked = constant(node.inputs[1])
         if picked is None or constant(node.inputs[0]) is not None:
@@ -32,12 +32,9 @@ def step(node: Any, index: Any) -> Any | None:
         return sliced(node, index)
     if op == "Pad":
         widths = constant(node.inputs[1])
-        if (
-            widths is None
-            or node.attrs.get("mode", "constant") != "constant"
-            or len(node.inputs) > 3
-            or min(widths) < 0
-        ):
+        if node.attrs.get("mode", "constant") != "constant" or len(node.inputs) > 3 or fill_of(node) is None:
+            return None
+        if widths is None or min(widths) < 0:
             return None
         half = len(widths) // 2
         return np.pad(index, list(zip(widths[:half], widths[half:])), constant_values=PAD)
@@ -60,7 +57,10 @@ def sliced(node: Any, index: Any) -> Any | None:
     return index[tuple(window)]
 
 
-def fill_of(node: Any) -> float:
-    """What a constant Pad puts in."""
+def fill_of(node: Any) -> Any | None:
+    """The number a Pad puts in; None if it is computed."""
     value = node.inputs[2] if len(node.inputs) > 2 else None
-    return float(value.values.reshape(-1)[0]) if value is not None and not value.is_empty() else 0.0
+    if value is None or value.is_empty():
+        return 0
+    values = getattr(value, "values", None)
+    return None if values is None else values.item()

@@ -25,23 +25,23 @@ def apply(graph: gs.Graph, skipped: list[str]) -> int:
     import numpy as np
 
     fired = 0
-    taken: set[str] = set()
+    taken: set[int] = set()  # by identity: nodes need not have names
     for node in list(graph.nodes):
-        if node.name in taken or not node.inputs or not node.outputs:
+        if id(node) in taken or not node.inputs or not node.outputs:
             continue
         start = node.inputs[0]
         shape = static_shape(start)
         if shape is None or prod(shape) > LIMIT or getattr(start, "values", None) is not None:
             continue
         chain, index = chain_from(graph, node, np.arange(prod(shape)).reshape(shape))
-        if len(chain) < SHORTEST or not moves(start, chain) or whole_rows(index, shape[-1]):
+        if len(chain) < SHORTEST or not moves(start, chain) or whole_rows(index, shape[-1] if shape else 1):
             continue
         fills = {fill_of(n) for n in chain if n.op == "Pad"}
         if len(fills) > 1:
             skipped.append(f"layout_gather: {node.name}: pads of different values")
             continue
         gather(graph, start, prod(shape), index, fills, chain)
-        taken |= {n.name for n in chain}
+        taken |= {id(n) for n in chain}
         fired += 1
     return fired
 
@@ -67,12 +67,14 @@ def moves(start: Any, chain: list[Any]) -> bool:
 
 def whole_rows(index: Any, channels: int) -> bool:
     """Whether all that moves are rows of several channels, which other rules move as such."""
-    rows = index.reshape(-1, index.shape[-1])
+    if channels < 2 or not index.ndim or index.shape[-1] != channels:
+        return False
+    rows = index.reshape(-1, channels)
     follow = (rows[:, 1:] - rows[:, :-1] == 1) | (rows[:, 1:] == PAD)
-    return channels > 1 and index.shape[-1] == channels and bool(follow.all())
+    return bool(follow.all())
 
 
-def gather(graph: gs.Graph, start: Any, size: int, index: Any, fills: set[float], chain: list[Any]) -> None:
+def gather(graph: gs.Graph, start: Any, size: int, index: Any, fills: set[Any], chain: list[Any]) -> None:
     """Let the last tensor of the chain be gathered from the first."""
     import numpy as np
     import onnx_graphsurgeon as gs

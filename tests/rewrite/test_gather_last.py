@@ -105,6 +105,11 @@ def test_moving_channels_is_left_alone(perm):
     check_left_alone(RULE, graph_of(nodes, {"x": [5, 3], "i": [3, 3]}, "y"))
 
 
+def test_a_transposition_without_an_order_is_left_alone():
+    nodes = [node("Gather", "x i", "rows", axis=0), node("Transpose", "rows", "y")]
+    check_left_alone(RULE, graph_of(nodes, {"x": [5, 3], "i": [3, 3]}, "y"))
+
+
 @pytest.mark.parametrize("axes", [[0, 2], [0, -1]])
 def test_cutting_channels_is_left_alone(axes):
     """The slice happens to keep all three channels, in reverse order."""

@@ -52,6 +52,21 @@ def test_a_reshape_others_read_stays_for_them():
     assert sorted(ops(graph)) == ["Neg", "Reshape", "Reshape"]
 
 
+def test_a_reshape_that_is_an_output_is_not_skipped_over():
+    """The tensor of a named decision stays in use, so that it outlives its time as an output."""
+    nodes = [node("Reshape", "x a", "plan"), node("Reshape", "plan b", "two"), node("Neg", "two", "y")]
+    graph = graph_of(nodes, X, "y plan", **SHAPES)
+    check_left_alone(RULE, graph)
+    assert graph.nodes[1].inputs[0].name == "plan"
+
+
+def test_reshapes_after_an_output_are_skipped_as_far_as_it():
+    nodes = [node("Reshape", "x a", "plan"), node("Reshape", "plan b", "two"), node("Reshape", "two c", "y")]
+    graph = graph_of(nodes, X, "y plan", **SHAPES)
+    check_fires(RULE, graph, 1)
+    assert [n.inputs[0].name for n in graph.nodes] == ["x", "plan"]
+
+
 def test_an_output_keeps_its_name():
     nodes = [node("Neg", "x", "z"), node("Reshape", "z same", "y")]
     check_left_alone(RULE, graph_of(nodes, X, "y", **SHAPES))
