@@ -24,7 +24,9 @@ def baselines_of(target: str) -> list[str]:
     own = Manifest.read(folder)
     dense = folder.absolute().parent / f"{own.config.model}-none-r0-fp32"
     if not (dense / MANIFEST).exists() or Manifest.read(dense).model["sha256"] != own.model["sha256"]:
-        bare = type(own.config)(model=own.config.model, checkpoint=own.config.checkpoint, method="none")
+        bare = type(own.config)(
+            model=own.config.model, checkpoint=own.config.checkpoint, method="none", precision="fp32"
+        )
         trace_only(replace(bare, batch=own.config.batch, opset=own.config.opset), dense, force=True)
     manifest = Manifest.read(dense)
     if "encoder.onnx" not in manifest.files:

@@ -12,7 +12,7 @@ from structsam_export.errors import ArtifactError, MissingRuntimeError, UsageErr
 # Runner -> what it runs.
 RUNNERS = {
     "eager": "the PyTorch model of an output folder, patched as exported (--method none: stock)",
-    "ort-cpu": "ONNX on ONNX Runtime's CPU provider",
+    "ort-cpu": "ONNX in FP32 on ONNX Runtime's CPU provider",
     "ort-cuda": "ONNX on ONNX Runtime's CUDA provider, image copied in and embedding out each time",
     "tensorrt": "engine on this GPU, copies in and out each time",
     "tensorrt-rtx": "engine on this GPU, copies in and out each time",
@@ -109,7 +109,9 @@ def _in_folder(folder: Path, runner: str) -> tuple[Path, Path]:
     from structsam_export.build import current_sm
 
     manifest = Manifest.read(folder)
-    onnx = manifest.verified(folder, "encoder.onnx")
+    # FP16 has no kernels on a CPU: its FP32 reference runs there.
+    reference = "encoder.fp32.onnx" if runner in ("eager", "ort-cpu") else ""
+    onnx = manifest.verified(folder, reference if reference in manifest.files else "encoder.onnx")
     if runner == "eager":
         return onnx, folder
     if runner.startswith("ort"):
