@@ -208,11 +208,14 @@ def add_profiles(variants: Sequence[Variant], rows: Sequence[dict[str, Any]], th
         row["profile"] = None
         if variant.runner.startswith("ort"):
             # The folder outlives the process, so that a run that is stopped leaves no file behind either.
-            with stage(f"profile {variant.name}"), TemporaryDirectory(prefix="structsam-bench-") as folder:
-                with Worker(variant, threads, profile=Path(folder)) as worker:
-                    for _ in range(PROFILED_RUNS):
-                        worker.run()
-                    row["profile"] = summary(variant.onnx, worker.ask("profile")["events"])
+            with (
+                stage(f"profile {variant.name}"),
+                TemporaryDirectory(prefix="structsam-bench-") as folder,
+                Worker(variant, threads, profile=Path(folder)) as worker,
+            ):
+                for _ in range(PROFILED_RUNS):
+                    worker.run()
+                row["profile"] = summary(variant.onnx, worker.ask("profile")["events"])
 
 
 def conditions(threads: int, rounds: int, one_by_one: bool) -> dict[str, Any]:
