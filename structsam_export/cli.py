@@ -183,7 +183,12 @@ def validate(folder: Path, images: tuple[str, ...], as_json: bool) -> None:
     "--runner", "runners", multiple=True, default=("ort-cpu",), show_default=True, help="See below; repeatable."
 )
 @click.option(
-    "--runs", "rounds", type=int, default=7, show_default=True, help="Interleaved runs of each, after a warm-up."
+    "--runs",
+    "rounds",
+    type=click.IntRange(1),
+    default=7,
+    show_default=True,
+    help="Interleaved runs of each, after a warm-up.",
 )
 @click.option("--threads", type=click.IntRange(1), help="CPU threads, pinned. Default: all cores.")
 @click.option("--baselines", is_flag=True, help="First: the stock encoder as torch.onnx exports it, and rewritten.")
@@ -206,10 +211,13 @@ def bench(
     from structsam_export.benchmark import table, variants_of
     from structsam_export.benchmark.baselines import baselines_of
 
-    first = baselines_of(targets[0]) if baselines else []
-    variants = variants_of([*first, *targets], runners)
     if plot is not None:
         check_picture(plot)
+    if baselines and (other := next((r for r in runners if not r.startswith("ort")), None)):
+        raise UsageError(f"--baselines are ONNX files, and runner '{other}' takes none. Use --runner ort-cpu.")
+    variants = variants_of(targets, runners)
+    if baselines:  # an export: only after everything else that can be refused
+        variants = variants_of([*baselines_of(targets[0]), *targets], runners)
     report = run(variants, **given)
     if plot is not None:
         from structsam_export.benchmark.plot import plot as draw

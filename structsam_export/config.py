@@ -97,7 +97,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # the latter where a file was given for a folder
         raise ArtifactError(f"{path} is missing. Is {path.parent} an output folder of structsam-export?") from None
     except (json.JSONDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
         raise ArtifactError(f"{path} is damaged ({error}). Export again with --force.") from None

@@ -11,8 +11,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
 from structsam_export.benchmark.timing import interleaved, percentiles
@@ -26,21 +27,25 @@ SCHEMA = 1
 # Bytes a variant may need beside the others, as a multiple of its file: weights, their packed copy, activations.
 MEMORY = 8
 PROFILED_RUNS = 4
+# Modules are found where this process finds them: `-m` would look into the current folder first, and nowhere else.
+START = "import sys; sys.path[:] = sys.argv[1:]; from structsam_export.benchmark.worker import main; main()"
 
 
 class Worker:
-    """A process that holds one variant (`benchmark.worker`)."""
+    """A process that holds one variant (`benchmark.worker`); with `profile`, a folder, ONNX Runtime's profiler runs."""
 
-    def __init__(self, variant: Variant, threads: int, *, profile: bool = False) -> None:
+    def __init__(self, variant: Variant, threads: int, *, profile: Path | None = None) -> None:
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-        command = [sys.executable, "-m", "structsam_export.benchmark.worker"]
+        command = [sys.executable, "-c", START, *sys.path]
         self.name = variant.name
+        # A file, not a pipe: nobody reads while the process works, and a full pipe would stop it for good.
+        self.said = TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (closed by `close`)
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.said, text=True, env=environment
         )
         self.memory: list[dict[str, int]] = []
         try:
-            self.ask({**variant.spec(), "threads": threads, "profile": profile})
+            self.ask({**variant.spec(), "threads": threads, "profile": str(profile) if profile else None})
         except BaseException:
             self.close()
             raise
@@ -68,12 +73,12 @@ class Worker:
 
     def last_words(self) -> str:
         """The last line the process wrote to stderr, or how it ended (-9: the system ran out of memory)."""
-        assert self.process.stderr is not None
-        said = self.process.stderr.read().strip().splitlines()
         code = self.process.wait()
+        self.said.seek(0)
+        said = self.said.read().strip().splitlines()
         if code == -9:
             return "killed, probably out of memory. Bench fewer targets at once, or pass --reload."
-        return said[-1] if said else f"exit code {code}"
+        return f"{said[-1]} (exit code {code})" if said else f"exit code {code}"
 
     def run(self) -> float:
         """One inference; its seconds."""
@@ -83,11 +88,12 @@ class Worker:
 
     def close(self) -> None:
         """End the process."""
-        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
-            if pipe is not None:
-                pipe.close()
         self.process.terminate()
         self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout, self.said):
+            with suppress(BrokenPipeError):  # of a request that a dead process did not read
+                if pipe is not None:
+                    pipe.close()
 
     def __enter__(self) -> Worker:
         return self
@@ -120,7 +126,7 @@ def bench(
     """
     if rounds < 1:
         raise UsageError(f"{rounds} rounds measure nothing. Pass --runs 1 or more.")
-    threads = threads or os.cpu_count() or 1
+    threads = threads or usable_cores()
     one_by_one = not fits(variants) if reload is None else reload
     memory: dict[str, list[dict[str, int]]] = {v.name: [] for v in variants}
     with stage(f"{len(variants)} variants, {rounds} rounds") as say, ExitStack() as active:
@@ -142,6 +148,11 @@ def bench(
     if profile:
         add_profiles(variants, rows, threads)
     return {"schema": SCHEMA, "conditions": conditions(threads, rounds, one_by_one), "rows": rows}
+
+
+def usable_cores() -> int:
+    """Cores this process may use: in a container or under taskset, fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def fits(variants: Sequence[Variant]) -> bool:
@@ -196,7 +207,12 @@ def add_profiles(variants: Sequence[Variant], rows: Sequence[dict[str, Any]], th
     for variant, row in zip(variants, rows):
         row["profile"] = None
         if variant.runner.startswith("ort"):
-            with stage(f"profile {variant.name}"), Worker(variant, threads, profile=True) as worker:
+            # The folder outlives the process, so that a run that is stopped leaves no file behind either.
+            with (
+                stage(f"profile {variant.name}"),
+                TemporaryDirectory(prefix="structsam-bench-") as folder,
+                Worker(variant, threads, profile=Path(folder)) as worker,
+            ):
                 for _ in range(PROFILED_RUNS):
                     worker.run()
                 row["profile"] = summary(variant.onnx, worker.ask("profile")["events"])

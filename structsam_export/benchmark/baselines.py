@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from structsam_export.benchmark.variants import named
+from structsam_export.config import ExportConfig
+
+if TYPE_CHECKING:
+    from structsam_export.artifact import Manifest
 
 
 def baselines_of(target: str) -> list[str]:
@@ -23,13 +28,25 @@ def baselines_of(target: str) -> list[str]:
     folder = named(target)[1]
     own = Manifest.read(folder)
     dense = folder.absolute().parent / f"{own.config.model}-none-r0-fp32"
-    if not (dense / MANIFEST).exists() or Manifest.read(dense).model["sha256"] != own.model["sha256"]:
-        bare = type(own.config)(
-            model=own.config.model, checkpoint=own.config.checkpoint, method="none", precision="fp32"
-        )
-        trace_only(replace(bare, batch=own.config.batch, opset=own.config.opset), dense, force=True)
+    bare = ExportConfig(
+        own.config.model,
+        own.config.checkpoint,
+        method="none",
+        precision="fp32",
+        batch=own.config.batch,
+        opset=own.config.opset,
+    )
+    if not (dense / MANIFEST).exists() or not is_export_of(Manifest.read(dense), bare, own.model["sha256"]):
+        trace_only(bare, dense, force=True)
     manifest = Manifest.read(dense)
     if "encoder.onnx" not in manifest.files:
         rewrite_stage(dense, manifest)
     plain: Path = manifest.verified(dense, "encoder.raw.onnx")
     return [f"plain={plain}", f"rewritten={dense}"]
+
+
+def is_export_of(manifest: Manifest, config: ExportConfig, sha256: str) -> bool:
+    """Whether a folder's graphs are those `config` gives for a checkpoint; rate, engines and photos do not matter."""
+    free = ("checkpoint", "rate", "backend", "target", "images")
+    same = replace(manifest.config, **{name: getattr(config, name) for name in free})
+    return manifest.model["sha256"] == sha256 and same == config

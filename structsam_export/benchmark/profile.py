@@ -47,8 +47,10 @@ def summary(onnx: Path, events: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def part_of(name: str, op: str, parts: dict[str, str]) -> str:
     """The part of a node as ONNX Runtime ran it."""
-    if (stem := name.split("/")[0]) in parts:
-        return parts[stem]
+    while name:  # a fused node is called NAME/MatMulAddFusion, and other exporters' names have slashes of their own
+        if name in parts:
+            return parts[name]
+        name = name.rpartition("/")[0]
     return {"Gemm": "linear", "Conv": "linear", "FusedMatMul": "attention"}.get(op, "other")
 
 
@@ -63,9 +65,9 @@ def parts_of(path: Path) -> dict[str, str]:
     moving = moved(graph, integers - weights, deciding)
     parts = {}
     for node in graph.node:
-        if node.name in deciding:
+        if node.output[0] in deciding:
             part = "decide"
-        elif node.name in moving:
+        elif node.output[0] in moving:
             part = "move"
         elif node.op_type in PRODUCTS:
             part = "linear" if any(name in weights for name in node.input[1:2]) else "attention"
@@ -80,7 +82,7 @@ def parts_of(path: Path) -> dict[str, str]:
 
 
 def decision_cone(graph: Any, integers: set[str], weights: set[str]) -> set[str]:
-    """Nodes all of whose results end in integers: they serve decisions alone."""
+    """Nodes all of whose results end in integers: they serve decisions alone. By their first output: names may lack."""
     readers: dict[str, list[Any]] = defaultdict(list)
     for node in graph.node:
         for name in node.input:
@@ -90,21 +92,22 @@ def decision_cone(graph: Any, integers: set[str], weights: set[str]) -> set[str]
     for node in reversed(graph.node):
         results = [out for out in node.output if out and (readers[out] or out in outputs)]
         if results and all(
-            out in integers or (out not in outputs and all(r.name in cone for r in readers[out])) for out in results
+            out in integers or (out not in outputs and all(r.output[0] in cone for r in readers[out]))
+            for out in results
         ):
-            cone.add(node.name)
+            cone.add(node.output[0])
     return cone
 
 
 def moved(graph: Any, integers: set[str], deciding: set[str]) -> set[str]:
-    """Nodes that carry out decisions: gathers by computed integers, and what their rows pass through."""
+    """Nodes, by first output, that carry out decisions: gathers by computed integers, what their rows pass through."""
     carried: set[str] = set()
     found: set[str] = set()
     for node in graph.node:
-        if node.name in deciding:
+        if node.output[0] in deciding:
             continue
         by_decision = node.op_type in ("Gather", "GatherElements") and node.input[1] in integers
         if by_decision or (node.op_type in CARRIES and carried & set(node.input)):
-            found.add(node.name)
+            found.add(node.output[0])
             carried |= set(node.output)
     return found

@@ -49,6 +49,7 @@ def variants_of(targets: Sequence[str], runners: Sequence[str]) -> list[Variant]
         if runner not in RUNNERS:
             raise unknown_name("runner", runner, RUNNERS)
     check_runtimes(runners)
+    runners = list(dict.fromkeys(runners))
     found = [v for text in targets for v in _of_target(*named(text), runners)]
     names = [v.name for v in found]
     if doubled := next((n for n in names if names.count(n) > 1), None):
@@ -58,7 +59,7 @@ def variants_of(targets: Sequence[str], runners: Sequence[str]) -> list[Variant]
 
 def named(text: str) -> tuple[str, Path]:
     """A target PATH or NAME=PATH as name and path; without NAME, the folder's name, and that of a file in it."""
-    name, equals, path = text.rpartition("=")
+    name, equals, path = text.partition("=")
     if equals and name and not Path(text).exists():
         return name, Path(path)
     target = Path(text)

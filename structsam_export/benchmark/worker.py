@@ -1,18 +1,19 @@
 """One encoder in a process of its own, so that its peak memory and its threads are its own.
 
-`python -m structsam_export.benchmark.worker` reads lines of JSON and answers each with one line: first the variant to
-load, then "run", "profile", until its input ends.
+It reads lines of JSON and answers each with one line: first the variant to load, then "run", "profile", until its input
+ends.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from structsam_export.errors import ArtifactError, StructSAMError
 
 
 def main() -> None:
@@ -27,7 +28,9 @@ def main() -> None:
     ready: dict[str, Any] = {"loaded": True}
     try:
         call, finish = load(spec)
-    except Exception as error:  # told to the parent, which knows the variant
+    except StructSAMError as error:  # told to the parent, which knows the variant
+        ready = {"error": str(error)}
+    except Exception as error:
         ready = {"error": f"{type(error).__name__}: {error}"}
     print(json.dumps(ready), file=answers, flush=True)
     for line in sys.stdin:
@@ -79,14 +82,22 @@ def peak_memory() -> int:
 
 
 def inputs_of(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-    """The first bundled photo, and its first prompt where boxes are asked for, repeated to the batch."""
+    """The first bundled photo, and its first prompt where boxes are asked for, repeated to the batch.
+
+    Raises:
+        ArtifactError: not the inputs of an encoder.
+    """
     import numpy as np
 
     from structsam_export.runtime.images import prepare
     from structsam_export.validate.photos import bundled_photos, prompt_box
 
+    image = shapes.get("image", ())
+    if set(shapes) - {"image", "boxes"} or len(image) != 4 or not all(isinstance(n, int) for n in image):
+        given = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+        raise ArtifactError(f"its inputs are {given}; an encoder takes image [batch, 3, size, size] of fixed size.")
     photo = bundled_photos(1)[0]
-    batch, _, size, _ = shapes["image"]
+    batch, _, size, _ = image
     ready = prepare(photo.image, size)
     feed = {"image": np.repeat(ready.tensor, batch, 0)}
     if "boxes" in shapes:
@@ -100,25 +111,29 @@ def load_ort(spec: dict[str, Any]) -> tuple[Callable[[], object], Callable[[], l
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = spec["threads"]
+    # Threads that spin on after a run would take the cores from the variant whose turn is next.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     if spec.get("profile"):
         options.enable_profiling = True
-        options.profile_file_prefix = str(Path(tempfile.gettempdir()) / "structsam-bench")
+        options.profile_file_prefix = str(Path(spec["profile"]) / "profile")
     provider = "CUDAExecutionProvider" if spec["runner"] == "ort-cuda" else "CPUExecutionProvider"
     session = ort.InferenceSession(spec["file"], options, providers=[provider])
     feed = inputs_of({i.name: tuple(i.shape) for i in session.get_inputs()})
     outputs = [session.get_outputs()[0].name]
 
     def events() -> list[Any]:
-        path = Path(session.end_profiling())
-        found = json.loads(path.read_text())
-        path.unlink()
+        found = json.loads(Path(session.end_profiling()).read_text())
         return [e for e in found if e.get("cat") == "Node"]
 
     return lambda: session.run(outputs, feed), events
 
 
 def load_eager(spec: dict[str, Any]) -> tuple[Callable[[], object], Callable[[], list[Any]]]:
-    """The patched PyTorch encoder of an output folder."""
+    """The patched PyTorch encoder of an output folder.
+
+    Raises:
+        ArtifactError: the checkpoint is not the one that was exported.
+    """
     import torch
 
     from structsam_export.artifact import Manifest
@@ -126,7 +141,10 @@ def load_eager(spec: dict[str, Any]) -> tuple[Callable[[], object], Callable[[],
     from structsam_export.pipeline import Job
 
     torch.set_num_threads(spec["threads"])
-    job = Job.prepare(Manifest.read(Path(spec["file"])).config)
+    manifest = Manifest.read(Path(spec["file"]))
+    job = Job.prepare(manifest.config)
+    if job.loaded.sha256 != manifest.model["sha256"]:
+        raise ArtifactError(f"{job.loaded.checkpoint} is not the checkpoint {spec['file']} was exported from.")
     encoder, size = job.loaded.sam.image_encoder, job.loaded.geometry.image_size
     shapes: dict[str, tuple[int, ...]] = {"image": (job.config.batch, 3, size, size)}
     if job.schedule.prompt_aware:
@@ -150,7 +168,3 @@ def load_engine(spec: dict[str, Any]) -> tuple[Callable[[], object], Callable[[]
     runner.activate()
     feed = inputs_of({name: tuple(m.shape) for name, m in runner.get_input_metadata().items()})
     return lambda: runner.infer(feed), list
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,104 @@
+"""The stock encoder beside an output folder: made once, reused, and made again for other weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from bench_files import folder_of, outer_product, save
+
+from structsam_export.artifact import Manifest
+from structsam_export.benchmark import variants_of
+from structsam_export.benchmark.baselines import baselines_of
+from structsam_export.config import ExportConfig
+from structsam_export.errors import ArtifactError
+
+SMALL = outer_product(4, 4)
+SHA = "a" * 64
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Tracing and rewriting a model takes half a minute: instead, folders as they leave them. Lists what was made."""
+    configs = []
+
+    def trace_only(config, output, force):
+        configs.append(config)
+        return folder_of(output, SMALL, sha256=SHA, files=("encoder.raw.onnx",), **{**vars(config), "rate": 0.0})
+
+    def rewrite_stage(folder, manifest):
+        save(SMALL, folder / "encoder.onnx")
+        manifest.add(folder, "encoder.onnx")
+        manifest.write(folder)
+
+    monkeypatch.setattr("structsam_export.pipeline.trace_only", trace_only)
+    monkeypatch.setattr("structsam_export.pipeline.rewrite_stage", rewrite_stage)
+    return configs
+
+
+@pytest.fixture
+def ours(tmp_path):
+    return folder_of(tmp_path / "mine", SMALL, sha256=SHA, checkpoint="w.pth", rate=0.5, opset=20, batch=2)
+
+
+def stamps(folder: Path):
+    return {p.name: p.stat().st_mtime_ns for p in folder.iterdir()}
+
+
+def test_made_once_beside_the_folder_and_reused(made, ours):
+    beside = ours.parent / "demo-none-r0-fp32"
+    targets = baselines_of(str(ours))
+    assert targets == [f"plain={beside / 'encoder.raw.onnx'}", f"rewritten={beside}"]
+    # The same model in every way but for merging, or it would be compared with something else.
+    assert made == [ExportConfig(checkpoint="w.pth", method="none", opset=20, batch=2)]
+    before = stamps(beside)
+    assert baselines_of(f"named={ours}") == targets
+    assert len(made) == 1 and stamps(beside) == before
+    assert [v.name for v in variants_of([*targets, str(ours)], ["ort-cpu"])] == ["plain", "rewritten", "mine"]
+
+
+def test_rewritten_where_only_traced(made, ours):
+    beside = ours.parent / "demo-none-r0-fp32"
+    config = {"checkpoint": "w.pth", "method": "none", "opset": 20, "batch": 2, "rate": 0.0}
+    folder_of(beside, SMALL, sha256=SHA, files=("encoder.raw.onnx",), **config)
+    baselines_of(str(ours))
+    assert made == [] and "encoder.onnx" in Manifest.read(beside).files
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"sha256": "b" * 64}, {"batch": 1}, {"opset": 18}, {"method": "structsam"}],
+    ids=lambda other: next(iter(other)),
+)
+def test_made_again_where_it_is_of_something_else(made, ours, other):
+    config = {"checkpoint": "w.pth", "method": "none", "opset": 20, "batch": 2, "rate": 0.0, "sha256": SHA}
+    folder_of(ours.parent / "demo-none-r0-fp32", SMALL, **{**config, **other})
+    baselines_of(str(ours))
+    assert len(made) == 1
+    assert Manifest.read(ours.parent / "demo-none-r0-fp32").model["sha256"] == SHA
+
+
+def test_reused_whatever_engines_it_was_made_for(made, ours):
+    config = {"checkpoint": "elsewhere/w.pth", "method": "none", "opset": 20, "batch": 2, "rate": 0.0}
+    folder_of(ours.parent / "demo-none-r0-fp32", SMALL, sha256=SHA, backend="none", target="sm86", **config)
+    baselines_of(str(ours))
+    assert made == []
+
+
+def test_a_bare_onnx_file_has_no_model(made, tmp_path):
+    save(SMALL, tmp_path / "peer.onnx")
+    with pytest.raises(ArtifactError, match=r"peer\.onnx.*output folder"):
+        baselines_of(str(tmp_path / "peer.onnx"))
+    assert made == []
+
+
+@pytest.mark.slow
+def test_of_the_demo_model(tmp_path):
+    from structsam_export.pipeline import rewrite_stage, trace_only
+
+    folder = trace_only(ExportConfig(rate=0.5), tmp_path / "mine")
+    rewrite_stage(folder, Manifest.read(folder))
+    targets = baselines_of(str(folder))
+    before = stamps(tmp_path / "demo-none-r0-fp32")
+    assert baselines_of(str(folder)) == targets
+    assert stamps(tmp_path / "demo-none-r0-fp32") == before
