@@ -1,0 +1,235 @@
+"""Engines of TensorRT-RTX and TensorRT: built with the package's own code, run for parity and for latency."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpu_suite import DRY_TARGET, NOT_MEASURED, Options
+from gpu_suite.exports import folder_of, parity, prepared
+from gpu_suite.timing import measure, outputs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def probe(options: dict[str, Any], backend: str) -> dict[str, Any]:
+    """Build an engine of two nodes for this GPU, and run it: does this backend know this SM at all?"""
+    import numpy as np
+    import onnx
+    from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
+
+    from structsam_export.build import build_engine, known_targets
+    from structsam_export.validate.runners import engine_runner, run
+
+    given = Options.from_dict(options)
+    folder = folder_of(given, "probe", backend)
+    ends = [make_tensor_value_info(name, onnx.TensorProto.FLOAT, [4, 4]) for name in ("x", "y")]
+    nodes = [make_node("MatMul", ["x", "x"], ["square"]), make_node("Relu", ["square"], ["y"])]
+    graph = make_graph(nodes, "probe", [ends[0]], [ends[1]])
+    onnx.save(make_model(graph, opset_imports=[make_opsetid("", 18)], ir_version=10), folder / "probe.onnx")
+    with native_errors():
+        engine = build_engine(folder / "probe.onnx", folder, "encoder", backend, target(given), {})
+    found: dict[str, Any] = {"version": engine.version, "sm": engine.sm}
+    if backend == "tensorrt-rtx":
+        found["targets"] = sorted(known_targets())
+    if given.dry_run:
+        return {**found, "executed": NOT_MEASURED}
+    x = np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32)
+    with native_errors():
+        made, _ = run(engine_runner(folder / engine.file, backend, "probe"), [{"x": x}], lambda _: None)
+    error = float(np.abs(made[0]["y"] - np.maximum(x @ x, 0)).max())
+    if not error < 1e-3:
+        raise ValueError(f"the engine runs but its result is off by {error:g}")
+    return {**found, "executed": True, "max_abs": error}
+
+
+@contextmanager
+def native_errors() -> Iterator[None]:
+    """Put what TensorRT said into the exception: polygraphy's own says only that something failed.
+
+    The package silences polygraphy's logger, through which TensorRT speaks, so its function for errors is replaced.
+    """
+    from polygraphy.logger import G_LOGGER
+
+    said: list[str] = []
+    G_LOGGER.error = lambda message, *_, **__: said.append(str(message() if callable(message) else message))
+    try:
+        yield
+    except Exception as error:
+        if not said:
+            raise
+        raise RuntimeError(f"{error}: {' / '.join(said)}".replace("\n", " ")) from error
+    finally:
+        del G_LOGGER.error
+
+
+def target(options: Options) -> str:
+    """This GPU, or what a dry run builds for."""
+    return DRY_TARGET if options.dry_run else "current"
+
+
+def build(options: dict[str, Any], model: str, method: str, form: str, precision: str, backend: str) -> dict[str, Any]:
+    """Build the engine of one ONNX file."""
+    from structsam_export.artifact import atomic
+    from structsam_export.build import build_engine
+
+    given = Options.from_dict(options)
+    folder = folder_of(given, model, method)
+    began = time.perf_counter()
+    source = folder / f"{form}.{precision}.onnx"
+    with native_errors():
+        engine = build_engine(source, folder, f"{form}-{precision}", backend, target(given), {})
+    seconds = round(time.perf_counter() - began, 1)
+    with atomic(record_of(folder, form, precision, backend)) as partial:
+        partial.write_text(json.dumps(engine.to_dict()))
+    return {"file": engine.file, "bytes": engine.bytes, "sm": engine.sm, "build_seconds": seconds}
+
+
+def record_of(folder: Path, form: str, precision: str, backend: str) -> Path:
+    """Where `build` notes which file an engine is, and its hash."""
+    return folder / f"{form}-{precision}.{backend}.json"
+
+
+def built(folder: Path, form: str, precision: str, backend: str) -> Path:
+    """The engine file of `build`; engines are code, so one with another hash is refused."""
+    from structsam_export.artifact import sha256_of
+
+    record = json.loads(record_of(folder, form, precision, backend).read_text())
+    path: Path = folder / record["file"]
+    if sha256_of(path) != record["sha256"]:
+        raise ValueError(f"{path} is not the engine that was built")
+    return path
+
+
+def execute(
+    options: dict[str, Any],
+    model: str,
+    method: str,
+    form: str,
+    precision: str,
+    backend: str,
+    cuda_graph: bool,
+) -> dict[str, Any]:
+    """Time an engine, and compare what it makes of the photos with eager PyTorch."""
+    import torch
+
+    given = Options.from_dict(options)
+    path = built(folder_of(given, model, method), form, precision, backend)
+    images = [torch.as_tensor(ready.tensor) for ready in prepared(given, model)[1]]
+    began = time.perf_counter()
+    call, memory = session(path, backend, cuda_graph)
+    loaded = round(time.perf_counter() - began, 2)
+    timed = measure(call, images[0], given.runs)
+    agreed = parity(given, model, method, outputs(call, images))
+    return {"latency": timed, "parity": agreed, "load_seconds": loaded, "activation_bytes": memory}
+
+
+def package_runner(
+    options: dict[str, Any], model: str, method: str, form: str, precision: str, backend: str, cuda_graph: bool
+) -> dict[str, Any]:
+    """Run an engine as the package itself does, through polygraphy; a step of its own, as it can fail on its own."""
+    from structsam_export.validate.runners import engine_runner, run
+
+    given = Options.from_dict(options)
+    path = built(folder_of(given, model, method), form, precision, backend)
+    feeds = [{"image": ready.tensor} for ready in prepared(given, model)[1]]
+    with native_errors():
+        made, _ = run(engine_runner(path, backend, path.stem, cuda_graph=cuda_graph), feeds, lambda _: None)
+    return {"parity": parity(given, model, method, [o["image_embeddings"] for o in made])}
+
+
+def session(path: Path, backend: str, cuda_graph: bool) -> tuple[Callable[[Tensor], Tensor], int]:
+    """An engine as a function of a tensor on the GPU, on PyTorch's current stream; and the bytes it works in.
+
+    The embedding is one buffer that each call fills anew: a captured CUDA graph writes to fixed addresses.
+    """
+    import torch
+
+    from structsam_export.build import MODULES
+
+    trt = __import__(MODULES[backend])
+    runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+    engine = runtime.deserialize_cuda_engine(path.read_bytes())
+    if engine is None:
+        raise RuntimeError(f"{backend} cannot load {path.name} here")
+    if cuda_graph:
+        config = engine.create_runtime_config()
+        config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        context = engine.create_execution_context(config)
+    else:
+        context = engine.create_execution_context()
+    if context is None:
+        raise RuntimeError(f"{backend} cannot make an execution context for {path.name}")
+    embedding = torch.empty(tuple(engine.get_tensor_shape("image_embeddings")), device="cuda")
+    context.set_tensor_address("image_embeddings", embedding.data_ptr())
+    # An engine does not outlive its runtime, nor a context its engine.
+    alive = runtime, engine
+
+    def call(image: Tensor) -> Tensor:
+        assert alive
+        context.set_tensor_address("image", image.data_ptr())
+        if not context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
+            raise RuntimeError(f"{path.name} failed to run")
+        return embedding
+
+    return call, int(engine.device_memory_size_v2)
+
+
+def onnxruntime_probe(options: dict[str, Any]) -> dict[str, Any]:
+    """Whether this ONNX Runtime has what it is to be measured with."""
+    import onnxruntime as ort
+
+    wanted, known = provider(Options.from_dict(options)), ort.get_available_providers()
+    if wanted not in known:
+        raise RuntimeError(f"onnxruntime has no {wanted}, only {', '.join(known)}")
+    return {"provider": wanted}
+
+
+def provider(options: Options) -> str:
+    """ONNX Runtime's CUDA provider, or in a dry run that of the CPU."""
+    return "CPUExecutionProvider" if options.dry_run else "CUDAExecutionProvider"
+
+
+def onnxruntime(options: dict[str, Any], model: str, method: str, form: str, precision: str) -> dict[str, Any]:
+    """An ONNX file on ONNX Runtime: on its CUDA provider, or in a dry run twice on the CPU."""
+    import onnxruntime as ort
+    import torch
+
+    given = Options.from_dict(options)
+    path = folder_of(given, model, method) / f"{form}.{precision}.onnx"
+    log = ort.SessionOptions()
+    log.log_severity_level = 3
+    active = ort.InferenceSession(str(path), log, providers=[provider(given)])
+    if active.get_providers()[0] != provider(given):  # falls back to the CPU in silence
+        raise RuntimeError(f"onnxruntime cannot use {provider(given)} here")
+    images = [ready.tensor for ready in prepared(given, model)[1]]
+    embeddings = [active.run(["image_embeddings"], {"image": image})[0] for image in images]
+    agreed = parity(given, model, method, embeddings)
+    if given.dry_run:
+        return {"latency": on_cpu(active, images[0]), "parity": agreed}
+    embedding = torch.empty(embeddings[0].shape, device="cuda")
+    binding = active.io_binding()
+    binding.bind_output("image_embeddings", "cuda", 0, "float32", embedding.shape, embedding.data_ptr())
+
+    def call(image: Tensor) -> Tensor:
+        # The provider runs on a stream of its own, which PyTorch's events do not see: both ends wait.
+        torch.cuda.current_stream().synchronize()
+        binding.bind_input("image", "cuda", 0, "float32", image.shape, image.data_ptr())
+        active.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+        return embedding
+
+    return {"latency": measure(call, torch.as_tensor(images[0]), given.runs), "parity": agreed}
+
+
+def on_cpu(active: Any, image: Any, runs: int = 2) -> dict[str, Any]:
+    """Latency of a session on the CPU; one warm-up."""
+    from structsam_export.benchmark.timing import interleaved, percentiles
+
+    taken = interleaved({"run": lambda: active.run(["image_embeddings"], {"image": image})}, runs)
+    return percentiles(taken["run"])

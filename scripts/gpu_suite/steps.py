@@ -1,0 +1,146 @@
+"""Which steps a run has, the most important first: a budget cuts the end off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gpu_suite import Options
+from gpu_suite.exports import forms
+
+# Seconds a step should need; GPU and compiler differ, so these only keep what cannot end from being begun.
+SECONDS = {
+    "conditions": 10.0,
+    "probe": 10.0,
+    "reference": 6.0,
+    "export": 20.0,
+    "fp16": 10.0,
+    "build": 8.0,
+    "execute": 8.0,
+    "eager": 6.0,
+    "compiled": 60.0,
+    "onnxruntime": 15.0,
+}
+# By how much bigger models take longer than ViT-B.
+SIZES = {"demo": 0.6, "vit_l": 3.0, "vit_h": 6.0}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step.
+
+    Args:
+        name: what reports call it, unique.
+        action: "module:function" that a worker calls with `arguments`.
+        arguments: plain values.
+        needs: steps that must have succeeded.
+        gpu: measures on a GPU, and nothing else: a dry run leaves it out.
+        seconds: what it should take.
+        backend: TensorRT that its process is given to, if any.
+    """
+
+    name: str
+    action: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+    gpu: bool = False
+    seconds: float = 1.0
+    backend: str | None = None
+
+
+def plan(options: Options, backends: Sequence[str]) -> list[Step]:
+    """All steps of a run, in order: per model what decides (FP16 engines, then FP32), then what it is compared with."""
+    steps = [Step("conditions", "gpu_suite.conditions:conditions", seconds=SECONDS["conditions"])]
+    given = {"options": options.to_dict()}
+    for backend in backends:
+        arguments = {**given, "backend": backend}
+        steps.append(
+            Step(f"probe {backend}", "gpu_suite.engines:probe", arguments, (), False, SECONDS["probe"], backend)
+        )
+    for model in options.models:
+        steps += of_model(options, model, backends)
+    # What is nice to know, after every model has had its turn.
+    steps.append(Step("probe onnxruntime", "gpu_suite.engines:onnxruntime_probe", given, seconds=SECONDS["probe"]))
+    for model in options.models:
+        steps += [*onnxruntime_steps(options, model), *compiled_steps(options, model)]
+    return [*steps, Step("conditions at the end", "gpu_suite.conditions:gpu_state", seconds=1.0, gpu=True)]
+
+
+def of_model(options: Options, model: str, backends: Sequence[str]) -> Iterator[Step]:
+    """Exports, engines and eager references of one model."""
+    for method in options.methods:
+        arguments: dict[str, Any] = {"options": options.to_dict(), "model": model, "method": method}
+        for kind, action, needs in (
+            ("reference", "reference", ()),
+            ("export", "export", ()),
+            ("fp16", "to_fp16", (f"export {model} {method}",)),
+        ):
+            name = f"{kind} {model} {method}"
+            yield Step(name, f"gpu_suite.exports:{action}", arguments, needs, seconds=seconds(kind, model))
+    yield from eager_steps(options, model, ("stock",), ("fp32", "fp16"))
+    for backend in backends:
+        for precision in ("fp16", "fp32"):
+            for method in options.methods:
+                for form in forms(method):
+                    yield from engine_steps(options, model, method, form, precision, backend)
+    yield from eager_steps(options, model, ("stock",), ("tf32",))
+    yield from eager_steps(options, model, ("sdpa",), ("fp32", "fp16"))
+    for method in options.methods:
+        if method != "none":
+            yield from eager_steps(options, model, ("patched",), ("fp32", "fp16"), method)
+
+
+def seconds(kind: str, model: str) -> float:
+    """What a step of a model should take."""
+    return SECONDS[kind] * SIZES.get(model, 1.0)
+
+
+def engine_steps(options: Options, model: str, method: str, form: str, precision: str, backend: str) -> Iterator[Step]:
+    """Build one engine; run it, for TensorRT-RTX also as one CUDA graph."""
+    arguments: dict[str, Any] = {"options": options.to_dict(), "model": model, "method": method}
+    arguments |= {"form": form, "precision": precision, "backend": backend}
+    what = f"{model} {method} {form} {precision} {backend}"
+    source = f"{'export' if precision == 'fp32' else 'fp16'} {model} {method}"
+    needs = (f"probe {backend}", source)
+    build = Step(f"build {what}", "gpu_suite.engines:build", arguments, needs, False, seconds("build", model), backend)
+    yield build
+    for cuda_graph in (False, True) if backend == "tensorrt-rtx" else (False,):
+        name = f"run {what}" + (" CUDA graph" if cuda_graph else "")
+        more = {**arguments, "cuda_graph": cuda_graph}
+        spent = seconds("execute", model)
+        yield Step(name, "gpu_suite.engines:execute", more, (build.name,), True, spent, backend)
+        # The package's own way of running engines, once for each backend: parity alone.
+        if (method, form, precision) == (options.methods[-1], forms(method)[-1], "fp16"):
+            name = name.replace("run ", "package_runner ", 1)
+            yield Step(name, "gpu_suite.engines:package_runner", more, (build.name,), True, spent, backend)
+
+
+def eager_steps(
+    options: Options, model: str, kinds: Sequence[str], precisions: Sequence[str], method: str = "none"
+) -> Iterator[Step]:
+    """PyTorch without export."""
+    for kind in kinds:
+        for precision in precisions:
+            arguments: dict[str, Any] = {"options": options.to_dict(), "model": model, "method": method}
+            arguments |= {"kind": kind, "precision": precision}
+            cost = seconds("compiled" if kind.startswith("compiled") else "eager", model)
+            name = f"eager {model} {method} {kind} {precision}"
+            yield Step(name, "gpu_suite.eager:eager", arguments, gpu=True, seconds=cost)
+
+
+def onnxruntime_steps(options: Options, model: str) -> Iterator[Step]:
+    """FP32 files on ONNX Runtime."""
+    for method in options.methods:
+        for form in forms(method):
+            arguments: dict[str, Any] = {"options": options.to_dict(), "model": model, "method": method}
+            arguments |= {"form": form, "precision": "fp32"}
+            name, needs = f"onnxruntime {model} {method} {form} fp32", ("probe onnxruntime", f"export {model} {method}")
+            cost = seconds("onnxruntime", model)
+            yield Step(name, "gpu_suite.engines:onnxruntime", arguments, needs, seconds=cost)
+
+
+def compiled_steps(options: Options, model: str) -> Iterator[Step]:
+    """torch.compile; last, as compiling takes longest."""
+    yield from eager_steps(options, model, ("compiled", "compiled-graph"), ("fp16",))
+    yield from eager_steps(options, model, ("compiled",), ("fp32",))

@@ -1,0 +1,228 @@
+"""scripts/gpu_suite.py as far as it goes without a GPU: the dry run, steps that fail, budgets, wheels, the report."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+from gpu_suite import NOT_MEASURED, Options, wheels  # noqa: E402
+from gpu_suite.eager import fused_attention  # noqa: E402
+from gpu_suite.engines import native_errors  # noqa: E402
+from gpu_suite.report import markdown  # noqa: E402
+from gpu_suite.steps import Step, plan  # noqa: E402
+from gpu_suite.suite import NO_GPU, NO_TIME, Suite  # noqa: E402
+
+from structsam_export.build import installed  # noqa: E402
+
+QUICK = "gpu_suite.conditions:gpu_state"
+
+
+def suite_in(folder: Path, budget: float = 60, tell=lambda _: None, **options) -> Suite:
+    return Suite(Options(str(folder / "work"), **options), folder, budget, tell)
+
+
+def statuses(report: dict) -> dict[str, str]:
+    return {row["name"]: row["status"] for row in report["steps"]}
+
+
+@pytest.fixture(scope="module")
+def dry(tmp_path_factory):
+    """One dry run of the command itself, one method."""
+    output = tmp_path_factory.mktemp("gpu") / "out"
+    command = [sys.executable, str(SCRIPTS / "gpu_suite.py"), "--dry-run", "--methods", "structsam,tome"]
+    done = subprocess.run([*command, "--output", str(output)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads((output / "gpu_suite.json").read_text()), (output / "gpu_suite.md").read_text()
+
+
+def test_a_dry_run_does_what_needs_no_gpu(dry):
+    report, _ = dry
+    found = statuses(report)
+    assert set(found.values()) == {"ok", NOT_MEASURED}, found
+    assert report["dry_run"] is True
+    assert report["measured_on_gpu"] is False
+    assert report["options"]["models"] == ["demo"]
+    assert report["options"]["methods"] == ["structsam"]  # the first merging one
+    done = [name for name, status in found.items() if status == "ok"]
+    assert {"conditions", "export demo structsam", "fp16 demo structsam", "reference demo structsam"} <= set(done)
+    if installed("tensorrt-rtx"):
+        assert "build demo structsam merged fp16 tensorrt-rtx" in done
+        assert found["run demo structsam merged fp16 tensorrt-rtx CUDA graph"] == NOT_MEASURED
+
+
+def test_a_dry_run_measures_onnx_runtime_and_makes_nothing_up(dry):
+    report, _ = dry
+    rows = {row["name"]: row["result"] for row in report["steps"]}
+    measured = [name for name, result in rows.items() if result and "latency" in result]
+    assert measured == ["onnxruntime demo structsam merged fp32"]
+    result = rows[measured[0]]
+    assert result["latency"]["n"] == 2
+    assert result["parity"]["max_rel"] < 1e-4
+    assert result["parity"]["mask_iou_mean"] > 0.9999
+
+
+def test_the_page_has_the_conditions_on_top_and_says_what_was_not_measured(dry):
+    report, page = dry
+    assert page.index("Dry run: not measured on GPU") < page.index("## Conditions") < page.index("## demo")
+    assert "- GPU: not measured on GPU" in page
+    conditions = next(row["result"] for row in report["steps"] if row["name"] == "conditions")
+    for fact in ("date", "cpu", "python"):
+        assert f"- {fact}: {conditions[fact]}" in page
+    assert f"- torch {torch.__version__}" in page
+    assert "| eager demo none stock fp32 | 0.0 | not measured on GPU |" in page
+
+
+def test_steps_survive_each_others_failures(tmp_path):
+    steps = [
+        Step("first", QUICK),
+        Step("raises", "json:loads", {"s": "{"}),
+        Step("dies", "os:abort"),
+        Step("is missing", "gpu_suite.conditions:nothing"),
+        Step("needs", QUICK, needs=("raises",)),
+        Step("last", QUICK),
+    ]
+    found = statuses(suite_in(tmp_path).run(steps))
+    assert found["first"] == found["last"] == "ok"
+    assert found["raises"].startswith("failed: json.decoder.JSONDecodeError: Expecting property name")
+    assert found["dies"].startswith("failed: the process died with code -6")
+    assert found["is missing"].startswith("failed: AttributeError")
+    assert found["needs"] == "skipped: needs 'raises'"
+    assert "Traceback" in (tmp_path / "gpu_suite.log").read_text()
+
+
+def test_a_budget_skips_what_does_not_fit_and_stops_what_hangs(tmp_path):
+    steps = [
+        Step("fits", QUICK),
+        Step("too long", QUICK, seconds=1000),
+        Step("hangs", "signal:pause"),
+        Step("too late", QUICK),
+    ]
+    report = suite_in(tmp_path, budget=4).run(steps)
+    found = statuses(report)
+    assert found["fits"] == "ok"
+    assert found["too long"] == found["too late"] == NO_TIME
+    assert found["hangs"].startswith("failed: stopped after")
+    assert NO_TIME in (tmp_path / "gpu_suite.md").read_text()
+
+
+def test_a_kill_loses_only_the_step_it_hits(tmp_path):
+    def tell(line: str) -> None:
+        if line.startswith("second ..."):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        suite_in(tmp_path, tell=tell).run([Step("first", QUICK), Step("second", QUICK)])
+    assert statuses(json.loads((tmp_path / "gpu_suite.json").read_text())) == {"first": "ok"}
+    assert "| first |" in (tmp_path / "gpu_suite.md").read_text()
+
+
+def test_without_a_gpu_a_real_run_stops_after_the_conditions(tmp_path):
+    suite = suite_in(tmp_path)
+    suite.record("conditions", "ok", 0.0, {"gpu": None, "nvidia_smi": {}, "versions": {}}, {})
+    assert statuses(suite.run([Step("any", QUICK)]))["any"] == NO_GPU
+    assert "**Not measured on GPU**" in (tmp_path / "gpu_suite.md").read_text()
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_plan_names_every_step_once_and_needs_only_earlier_ones(tmp_path, dry_run):
+    steps = plan(Options(str(tmp_path), ("demo", "vit_b"), dry_run=dry_run), ["tensorrt-rtx", "tensorrt"])
+    seen: set[str] = set()
+    for step in steps:
+        assert step.name not in seen
+        assert set(step.needs) <= seen
+        seen.add(step.name)
+        json.dumps(step.arguments)
+    assert steps[0].name == "conditions"
+    assert "run vit_b none plain fp16 tensorrt-rtx CUDA graph" in seen
+    assert "run vit_b structsam merged fp32 tensorrt" in seen
+
+
+def test_ratios_are_to_the_plain_engine_of_the_same_runner_and_to_stock(tmp_path):
+    """The numbers are invented, to check the arithmetic."""
+    suite = suite_in(tmp_path)
+
+    def row(name: str, p50: float, **arguments) -> None:
+        latency = {"p50": p50, "p90": p50, "p99": p50, "n": 50, "copy_in": {"p50": 0.5}, "copy_out": {"p50": 0.25}}
+        suite.record(name, "ok", 1.0, {"latency": latency, "parity": {"finite": False, "photos": 1}}, arguments)
+
+    row("eager demo none stock fp16", 16.0, model="demo", method="none", precision="fp16")
+    for graph in ("", " CUDA graph"):
+        plain, merged = (8.0, 4.0) if graph else (10.0, 6.0)
+        for method, form, p50 in (("none", "plain", plain), ("structsam", "merged", merged)):
+            given = {"model": "demo", "method": method, "form": form, "precision": "fp16"}
+            row(f"run demo {method} {form} fp16 tensorrt-rtx{graph}", p50, **given)
+    page = markdown(suite.report())
+    assert "| structsam merged fp16 tensorrt-rtx | 6.000 | 6.000 | 6.000 | 50 | 0.500 | 0.250 | 0.600 | 0.375 |" in page
+    assert "| structsam merged fp16 tensorrt-rtx CUDA graph | 4.000 |" in page
+    assert "| 0.500 | 0.250 | 0.500 | 0.250 |" in page
+    assert "NaN or infinity" in page
+    assert suite.report()["measured_on_gpu"] is True
+
+
+def test_wheels_are_split_and_joined_again(tmp_path):
+    large, small = bytes(range(256)) * 10, b"small"
+    folder = tmp_path / "wheels"
+    folder.mkdir()
+    (folder / "large-1-py3-none-any.whl").write_bytes(large)
+    (folder / "small-1-py3-none-any.whl").write_bytes(small)
+    parts = wheels.split(folder, limit=200)
+    assert len(parts) == 13  # more than ten: their order is that of numbers, not of text
+    assert all(p.stat().st_size <= 200 for p in parts)
+    assert not (folder / "large-1-py3-none-any.whl").exists()
+    joined = wheels.join(folder, tmp_path / "joined")
+    assert [p.name for p in joined] == ["large-1-py3-none-any.whl"]
+    assert joined[0].read_bytes() == large
+    parts[4].unlink()
+    with pytest.raises(ValueError, match="lacks part 4"):
+        wheels.join(folder, tmp_path / "joined")
+
+
+def test_wheels_are_installed_without_an_index_and_if_need_be_without_dependencies(tmp_path, monkeypatch):
+    (tmp_path / "a-1-py3-none-any.whl.part0").write_bytes(b"wheel")
+    calls = []
+
+    def pip(command, **_):
+        calls.append(command)
+        refused = "--no-deps" not in command
+        return subprocess.CompletedProcess(command, int(refused), "", "ERROR: no matching numpy" if refused else "")
+
+    monkeypatch.setattr(subprocess, "run", pip)
+    found = wheels.install(tmp_path, tmp_path / "joined")
+    assert found == {"wheels": ["a-1-py3-none-any.whl"], "dependencies": False, "pip": "ERROR: no matching numpy"}
+    assert all("--no-index" in command and str(tmp_path) in command for command in calls)
+    assert (tmp_path / "joined" / "a-1-py3-none-any.whl").read_bytes() == b"wheel"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(ValueError, match="no wheels"):
+        wheels.install(empty, tmp_path / "joined")
+
+
+def test_the_fused_reference_is_the_stock_encoder(encoder):
+    image = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    stock = encoder(image)
+    with fused_attention(encoder):
+        fused = encoder(image)
+    assert torch.allclose(stock, fused, atol=1e-5)
+    assert torch.equal(stock, encoder(image))
+
+
+@pytest.mark.skipif(not installed("tensorrt-rtx"), reason="needs TensorRT-RTX")
+def test_a_failed_build_says_what_tensorrt_said(tmp_path):
+    import onnx
+    from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
+
+    from structsam_export.build import build_engine
+
+    ends = make_tensor_value_info("x", 1, [4, 4]), make_tensor_value_info("y", 7, [2, None])
+    graph = make_graph([make_node("NonZero", ["x"], ["y"])], "bad", [ends[0]], [ends[1]])
+    onnx.save(make_model(graph, opset_imports=[make_opsetid("", 18)], ir_version=10), tmp_path / "bad.onnx")
+    with pytest.raises(RuntimeError, match="NonZero"), native_errors():
+        build_engine(tmp_path / "bad.onnx", tmp_path, "encoder", "tensorrt-rtx", "sm86", {})
