@@ -97,7 +97,7 @@ def test_memory_is_that_of_the_run(report):
     stock, _, large = report["rows"]
     assert large["activation_bytes"] >= 7168 * 7168 * 4
     assert large["peak_bytes"] > large["activation_bytes"]
-    assert 0 < stock["activation_bytes"] < 50 * MiB < stock["peak_bytes"] + 50 * MiB
+    assert stock["activation_bytes"] < 50 * MiB
     assert stock["peak_bytes"] < large["peak_bytes"]
 
 
@@ -224,6 +224,15 @@ def test_a_worker_may_say_as_much_as_it_likes(tmp_path, monkeypatch):
         assert worker.run() > 0
 
 
+def test_what_libraries_print_is_no_answer(tmp_path, monkeypatch):
+    """Also from C, which knows nothing of sys.stdout."""
+    loud = "import onnxruntime as o, os; f = o.InferenceSession; "
+    loud += "o.InferenceSession = lambda *a, **k: (os.write(1, b'hello\\n'), f(*a, **k))[1]"
+    monkeypatch.setattr(benchmark, "START", WORKER.format(loud))
+    with Worker(variant(save(SMALL, tmp_path / "a.onnx")), 1) as worker:
+        assert worker.run() > 0
+
+
 def test_workers_import_what_this_process_imports(tmp_path, monkeypatch):
     """Not what lies in the current folder, and also where the package was found by sys.path alone."""
     monkeypatch.delenv("PYTHONPATH", raising=False)
@@ -244,6 +253,14 @@ def test_workers_import_what_this_process_imports(tmp_path, monkeypatch):
 def test_a_worker_that_dies(fault, message, tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "START", WORKER.format(fault))
     with pytest.raises(ArtifactError, match=message):
+        bench([variant(save(SMALL, tmp_path / "a.onnx"))], rounds=1)
+
+
+def test_a_worker_that_cannot_load_is_ended(tmp_path, monkeypatch):
+    """Even one that would stay although nobody asks it any more."""
+    stays = 'import time; print(\'{"error": "no kernel"}\', flush=True); time.sleep(300)'
+    monkeypatch.setattr(benchmark, "START", WORKER.format(stays))
+    with pytest.raises(ArtifactError, match="x cannot be run: no kernel"):
         bench([variant(save(SMALL, tmp_path / "a.onnx"))], rounds=1)
 
 
