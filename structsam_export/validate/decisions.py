@@ -20,7 +20,7 @@ import numpy as np
 if TYPE_CHECKING:
     from structsam_export.patch.roles import Decision
 
-NOISE, TRIES = 1e-5, 16
+NOISE, TRIES = 3e-5, 64
 GIVEN = ".computed"  # what a graph decides itself, where decisions are fed in
 
 
@@ -97,7 +97,7 @@ def ties(
             total["of"] += mine.size
             if not different.any():
                 continue
-            tied = int((different & unstable(taken[name], name, mine, noise)).sum())
+            tied = int((different & unstable(taken[name], name, mine, noise, different)).sum())
             row = by_name.setdefault(name, {"differ": 0, "ties": 0})
             for key, value in (("differ", int(different.sum())), ("ties", tied)):
                 row[key] += value
@@ -105,14 +105,18 @@ def ties(
     return {**total, "by_name": by_name}
 
 
-def unstable(decision: Decision, name: str, taken: np.ndarray, noise: float = NOISE) -> np.ndarray:
-    """Where PyTorch decides differently itself when its input moves by `noise`."""
+def unstable(
+    decision: Decision, name: str, taken: np.ndarray, noise: float = NOISE, asked: np.ndarray | None = None
+) -> np.ndarray:
+    """Where PyTorch decides differently itself when its input moves by `noise`; stops once all of `asked` are found."""
     moved = np.zeros(taken.shape, bool)
     for seed in range(TRIES):
         plan = decision.again(noise, seed)
         made = {f"{name}.{part}": getattr(plan, part).numpy() for part in plan.parts}
         again = decided(made, name, taken.shape[-1])
         moved |= again != taken
+        if asked is not None and moved[asked].all():
+            break
     return moved
 
 

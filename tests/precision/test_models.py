@@ -28,7 +28,7 @@ def tiny(request, tmp_path_factory):
     """A tiny random-weight encoder of three blocks, traced with merging everywhere, rewritten and converted."""
     folder = tmp_path_factory.mktemp("tiny")
     onnx.save(traced(*request.param, (0, 1, 2), 1), str(folder / "raw.onnx"))
-    rewrite(folder / "raw.onnx", folder / "encoder.onnx", keep_outputs=OUTPUTS["encoder.onnx"])
+    rewrite(folder / "raw.onnx", folder / "encoder.onnx", keep_outputs=OUTPUTS["encoder"])
     image = np.random.default_rng(0).standard_normal((1, 3, 96, 96)).astype(np.float32)
     result = convert(
         folder / "encoder.onnx", folder / "fp16.onnx", "fp16", scan(folder / "encoder.onnx", [{"image": image}])
@@ -53,7 +53,7 @@ def test_policy_on_every_kind_of_merging(tiny):
     # Two down and two up in each of three blocks; the neck's two convolutions, one of its norms between.
     assert result.casts == 3 * 4 + 4
     assert result.offenders == ()
-    assert set(result.fp32) <= {"decision", "norm", "stem", "residual"}
+    assert set(result.fp32) <= {"decision", "norm", "stem", "residual", "layout"}
 
 
 def test_no_value_is_cast_there_and_back(tiny):
@@ -82,9 +82,9 @@ def demo(tmp_path_factory):
     encoder = sam.image_encoder
     with patched(encoder, make_method("structsam", 0.5, None), tuple(range(len(encoder.blocks)))):
         trace_encoder(encoder, 512, folder / "raw.onnx")
-    rewrite(folder / "raw.onnx", folder / "encoder.onnx", keep_outputs=OUTPUTS["encoder.onnx"])
+    rewrite(folder / "raw.onnx", folder / "encoder.onnx", keep_outputs=OUTPUTS["encoder"])
     trace_decoder(sam, folder / "raw.decoder.onnx")
-    rewrite(folder / "raw.decoder.onnx", folder / "decoder.onnx", keep_outputs=OUTPUTS["decoder.onnx"])
+    rewrite(folder / "raw.decoder.onnx", folder / "decoder.onnx", keep_outputs=OUTPUTS["decoder"])
     return folder
 
 
@@ -92,7 +92,8 @@ def test_file_has_half_the_size(demo):
     for part in ("encoder", "decoder"):
         result = convert(demo / f"{part}.onnx", demo / f"{part}.half.onnx", "fp16")
         assert 0.5 < result.bytes / result.bytes_before <= 0.52, part
-        assert result.underflow == {}
+        # Queries' weights hold the scale, and a few of the smallest vanish.
+        assert all(share < 1e-4 and "folded" in name for name, share in result.underflow.items())
 
 
 @pytest.mark.skipif(not installed("tensorrt-rtx"), reason="TensorRT-RTX is not installed")
