@@ -17,7 +17,7 @@ from typing import Any
 
 from structsam_export.artifact import atomic, sha256_of
 from structsam_export.console import progress
-from structsam_export.errors import MissingRuntimeError, UsageError
+from structsam_export.errors import ArtifactError, MissingRuntimeError, UsageError
 from structsam_export.models.download import cache_dir
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -123,9 +123,13 @@ def build_engine(onnx: Path, folder: Path, part: str, backend: str, target: str,
         backend: "tensorrt" or "tensorrt-rtx".
         target: SM such as "sm86", or "current".
         profile: {input: (min, opt, max) shapes} for inputs with dynamic shapes.
+
+    Raises:
+        ArtifactError: the backend refuses the graph.
     """
     use_backend(backend)
     from polygraphy.backend.trt import Profile, engine_bytes_from_network, network_from_onnx_path
+    from polygraphy.exception import PolygraphyException
 
     trt = __import__(MODULES[backend])
     version = ".".join(trt.__version__.split(".")[:3])
@@ -135,10 +139,13 @@ def build_engine(onnx: Path, folder: Path, part: str, backend: str, target: str,
         shapes.add(name, low, typical, high)
     with build_progress(trt, f"{part} for {sm}") as monitor:
         config, options = builder_config(backend, target, sm, [shapes] if profile else None, monitor)
-        network = network_from_onnx_path(str(onnx), strongly_typed=True)
         extra = {"save_timing_cache": str(timing_cache(sm))} if backend == "tensorrt" else {}
-        with quiet_stdout():
-            engine = engine_bytes_from_network(network, config=config, **extra)
+        try:
+            network = network_from_onnx_path(str(onnx), strongly_typed=True)
+            with quiet_stdout():
+                engine = engine_bytes_from_network(network, config=config, **extra)
+        except PolygraphyException as error:  # what is wrong, TensorRT's own log has printed
+            raise ArtifactError(f"{backend} {version} cannot build {onnx} for {sm}: its messages are above.") from error
     name = f"{part}.{backend}-{version}-{sm}.engine"
     with atomic(folder / name) as partial:
         partial.write_bytes(engine)

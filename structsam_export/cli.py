@@ -52,7 +52,15 @@ model_options = options(
     click.option("--prompt-aware", is_flag=True, help="The encoder also takes a box and protects what it shows."),
     click.option("--mlp", default="none", show_default=True, help="none, residual-consistency or merge."),
     click.option("--mlp-density", type=float, help="Share of tokens through the MLP (residual-consistency)."),
-    click.option("--precision", default="fp32", show_default=True, help="Of the encoder: fp32, fp16 or bf16."),
+    click.option(
+        "--precision", default="auto", show_default=True, help="Of the encoder: fp16, fp32, bf16. auto: fp16 if it can."
+    ),
+    click.option(
+        "--form",
+        default="portable",
+        show_default=True,
+        help="What the graph is written for: portable, attention (ONNX's operator, opset 23) or ort-cpu.",
+    ),
     click.option("--opset", type=int, default=18, show_default=True, help="ONNX opset."),
     click.option("--batch", type=int, default=1, show_default=True, help="Images per encoder call."),
     click.option("--output", type=click.Path(path_type=Path), help="Folder. Default: engines/<model>-<method>-..."),

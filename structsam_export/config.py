@@ -10,8 +10,10 @@ from typing import Any
 from structsam_export.errors import ArtifactError, UsageError
 
 SCHEMA = 1
-PRECISIONS = ("fp32", "fp16", "bf16")
+PRECISIONS = ("auto", "fp16", "fp32", "bf16")
 BACKENDS = ("auto", "tensorrt", "tensorrt-rtx", "none")
+# What the encoder's graph is written for; `rewrite.FORMS` holds the rules of each.
+FORMS = ("portable", "attention", "ort-cpu")
 
 
 @dataclass(frozen=True)
@@ -20,8 +22,9 @@ class ExportConfig:
 
     `checkpoint` and `images` are paths as text; `rate` is the fraction of tokens removed, as a number or by layers
     ("0.3:0-5,0.6:6-11"), None for the method's default; `layers` None for the method's own (all, but for cubist from
-    a quarter of the depth on); `params` are the method's own parameters as (name, value) pairs; `target` is
-    a comma list of sm86, sm89, ... or "current", or "auto" (this GPU, else sm86,sm89).
+    a quarter of the depth on); `precision` "auto" becomes fp16, or fp32 where that would not do; `params` are the method's own parameters as (name, value) pairs; `target` is
+    a comma list of sm86, sm89, ... or "current", or "auto" (this GPU, else sm86,sm89); `form` is what the graph is
+    written for: "portable", "attention" (ONNX's operator, opset 23) or "ort-cpu" (ONNX Runtime on a CPU, FP32).
     """
 
     model: str = "demo"
@@ -35,10 +38,11 @@ class ExportConfig:
     prompt_aware: bool = False
     mlp: str = "none"
     mlp_density: float | None = None
-    precision: str = "fp32"
+    precision: str = "auto"
     backend: str = "auto"
     target: str = "auto"
     opset: int = 18
+    form: str = "portable"
     batch: int = 1
     images: tuple[str, ...] = ()
 
@@ -51,6 +55,23 @@ class ExportConfig:
             raise UsageError(f"Batch {self.batch} is not a number of images. Pass --batch 1 or more.")
         if not 18 <= self.opset <= 23:
             raise UsageError(f"Opset {self.opset} is not supported. Pass --opset 18 to 23.")
+        self._check_form()
+
+    def _check_form(self) -> None:
+        if self.form not in FORMS:
+            raise UsageError(f"Unknown form '{self.form}'. Choose from: {', '.join(FORMS)}.")
+        if self.form == "attention" and self.opset < 23:
+            raise UsageError("ONNX has an Attention operator from opset 23 on. Pass --opset 23 with --form attention.")
+        if self.form == "attention" and self.precision == "fp32" and self.backend != "none":
+            raise UsageError(
+                "TensorRT has kernels for Attention in FP16 and BF16 only. Pass --precision fp16 or --backend none."
+            )
+        if self.form == "ort-cpu" and self.backend not in ("auto", "none"):
+            raise UsageError(
+                f"--form ort-cpu uses operators of ONNX Runtime, which {self.backend} has not. Pass another --form."
+            )
+        if self.form == "ort-cpu" and self.precision not in ("auto", "fp32"):
+            raise UsageError(f"--form ort-cpu computes in FP32. Pass --precision fp32, not {self.precision}.")
 
     def folder_name(self, rate: float | str) -> str:
         """Default output folder: <model>-<method>-r<rate*100>-<precision>; other options only where they are given."""
@@ -65,7 +86,8 @@ class ExportConfig:
         if self.mlp != "none":
             parts.append(f"mlp_{self.mlp}" + (f"{self.mlp_density * 100:g}" if self.mlp_density is not None else ""))
         shown = f"{rate * 100:g}" if isinstance(rate, float) else rate.replace(",", "+").replace(":", "@")
-        return "-".join([*parts, f"r{shown}", self.precision])
+        form = () if self.form == "portable" else (self.form,)
+        return "-".join([*parts, f"r{shown}", self.precision, *form])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, with the schema's version."""

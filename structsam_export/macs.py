@@ -12,6 +12,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+# A Scan counts what its body counts, each time it runs.
+COUNTED = ("MatMul", "Gemm", "Einsum", "Conv", "LayerNormalization", "Attention", "MultiHeadAttention", "Scan")
+
 if TYPE_CHECKING:
     from structsam_export.methods import Method
     from structsam_export.models.geometry import EncoderGeometry
@@ -71,15 +74,19 @@ def block_macs(geometry: EncoderGeometry, layer: int, role: Role | None = None, 
 
 
 def graph_macs(path: Path) -> int:
-    """MACs of an exported encoder: every MatMul, Gemm, Einsum, Conv and LayerNormalization of the file.
+    """MACs of an exported encoder: every operator of COUNTED in the file.
 
     Raises:
         ValueError: an operand has no static shape.
     """
     import onnx
 
-    graph = onnx.load(str(path), load_external_data=False).graph
-    shapes: dict[str, list[int]] = {t.name: list(t.dims) for t in graph.initializer}
+    return macs_of(onnx.load(str(path), load_external_data=False).graph, {})
+
+
+def macs_of(graph: Any, around: dict[str, list[int]]) -> int:
+    """MACs of a graph; `around` are the shapes of the tensors of the graph it is in, if it is a loop's body."""
+    shapes: dict[str, list[int]] = around | {t.name: list(t.dims) for t in graph.initializer}
     for value in [*graph.input, *graph.output, *graph.value_info]:
         shapes[value.name] = [d.dim_value for d in value.type.tensor_type.shape.dim]
     return sum(node_macs(node, shapes) for node in graph.node)
@@ -89,14 +96,20 @@ def node_macs(node: Any, shapes: dict[str, list[int]]) -> int:
     """MACs of one ONNX node; 0 for operators that are not counted."""
     from math import prod
 
-    if node.op_type not in ("MatMul", "Gemm", "Einsum", "Conv", "LayerNormalization"):
+    if node.op_type not in COUNTED:
         return 0
+    if node.op_type == "Scan":
+        body = next(attr.g for attr in node.attribute if attr.name == "body")
+        return shapes[node.input[0]][0] * macs_of(body, shapes)
     try:
         a, b, out = (shapes[name] for name in (node.input[0], node.input[1], node.output[0]))
     except KeyError as missing:
         raise ValueError(f"{node.op_type} {node.name}: no shape for {missing}") from None
     if node.op_type == "LayerNormalization":
         return 5 * prod(a)
+    if node.op_type in ("Attention", "MultiHeadAttention"):
+        # Queries (.., n, c) and keys (.., m, c), values (.., m, e), heads among the channels or an axis of their own.
+        return (prod(a) * b[-2]) + (prod(out) * b[-2])
     if node.op_type == "Conv":
         return prod(out) * prod(b[1:])
     if node.op_type == "Einsum":

@@ -13,6 +13,7 @@ from structsam_export import __version__
 from structsam_export.artifact import Manifest, atomic, require_space, staged_files, staged_folder
 from structsam_export.config import ExportConfig
 from structsam_export.console import console, stage
+from structsam_export.errors import UsageError
 from structsam_export.schedule import Schedule, resolve
 
 if TYPE_CHECKING:
@@ -51,7 +52,13 @@ class Job:
         # Text that names layers stays as it is: without them it would mean other blocks.
         by_layers = isinstance(config.rate, str) and ":" in config.rate
         rate = config.rate if by_layers else schedule.rate
-        return cls(replace(config, rate=rate), loaded, schedule)
+        precision = schedule.precision(config.precision, config.form)
+        if config.precision == "auto" and schedule.fp16_changes_decisions:
+            console().print(
+                f"[yellow]FP32[/yellow]: decisions of {config.method} {schedule.method.variant} do not survive FP16; "
+                "pass --precision fp16 for all the same."
+            )
+        return cls(replace(config, rate=rate, precision=precision), loaded, schedule)
 
     @property
     def default_folder(self) -> Path:
@@ -98,7 +105,7 @@ def export(config: ExportConfig, output: Path | None = None, *, force: bool = Fa
     from structsam_export.build import choose_backend, resolve_targets
     from structsam_export.validate.stages import eager_reference
 
-    backend = choose_backend(config.backend)
+    backend = None if config.form == "ort-cpu" else choose_backend(config.backend)
     targets = resolve_targets(config.target, backend) if backend else ()
     job = Job.prepare(config)
     target = output or job.default_folder
@@ -165,11 +172,12 @@ def rewrite_stage(folder: Path, manifest: Manifest) -> None:
 
     forget(folder, manifest, [name for name in manifest.files if name.endswith((".engine", ".json", ".html"))])
     encoder = ENCODER if manifest.config.precision == "fp32" else REFERENCE
+    forms = {"encoder": manifest.config.form, "decoder": "portable"}
     with stage("rewrite graphs"), staged_files(folder) as partial:
         for raw, name in ((ENCODER_RAW, encoder), (DECODER_RAW, DECODER)):
             source, part = manifest.verified(folder, raw), name.split(".")[0]
             skipped: list[str] = []
-            counts = rewrite(source, partial / name, keep_outputs=OUTPUTS[part], skipped=skipped)
+            counts = rewrite(source, partial / name, keep_outputs=OUTPUTS[part], skipped=skipped, form=forms[part])
             manifest.results.setdefault("rewrite", {})[part] = counts
             nodes = [len(onnx.load(str(p), load_external_data=False).graph.node) for p in (source, partial / name)]
             manifest.results.setdefault("graph", {})[part] = {"nodes_raw": nodes[0], "nodes": nodes[1]}
@@ -218,6 +226,12 @@ def build_stage(folder: Path, manifest: Manifest, backend: str | None, targets: 
     """Build an encoder and a decoder engine for every target; engines of other targets stay."""
     from structsam_export.build import build_engine, decoder_profile
 
+    if manifest.config.form == "ort-cpu":
+        if backend is not None:
+            raise UsageError(
+                f"{folder} is written for ONNX Runtime on a CPU. Export without --form ort-cpu to build it."
+            )
+        return
     if backend is None:
         console().print(
             "[yellow]No engine built[/yellow]: no backend. Run structsam-export doctor for what to install."

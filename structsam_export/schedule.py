@@ -41,6 +41,18 @@ class Schedule:
         rates = set(self.rates.values()) or {self.method.rate}
         return rates.pop() if len(rates) == 1 else None
 
+    @property
+    def fp16_changes_decisions(self) -> bool:
+        """Whether the method's decisions are known not to survive rounding to FP16."""
+        own: tuple[str, ...] = getattr(self.method, "FP32_VARIANTS", ())
+        return self.method.variant in own
+
+    def precision(self, asked: str, form: str) -> str:
+        """The precision of the encoder: what was asked for, and of "auto" the lowest that passes parity."""
+        if asked != "auto":
+            return asked
+        return "fp32" if form == "ort-cpu" or self.fp16_changes_decisions else "fp16"
+
     def patched(self, encoder: nn.Module) -> AbstractContextManager[nn.Module]:
         """The encoder patched accordingly, for the length of a `with` block."""
         return patched(encoder, self.blocks, mlp=self.mlp)

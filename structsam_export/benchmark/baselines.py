@@ -17,7 +17,7 @@ def baselines_of(target: str) -> list[str]:
     """Targets "plain" and "rewritten" for the model of an output folder, exported beside it if they are not there.
 
     Plain is `torch.onnx.export` of `segment_anything`'s encoder and nothing else; rewritten is the unmerged encoder
-    after every rule, so that gains from merging and from rewriting are separate numbers.
+    after every rule, in the form of the target, so that gains from merging and from rewriting are separate numbers.
 
     Raises:
         ArtifactError: the target is no output folder, so that nobody knows its checkpoint.
@@ -27,7 +27,8 @@ def baselines_of(target: str) -> list[str]:
 
     folder = named(target)[1]
     own = Manifest.read(folder)
-    dense = folder.absolute().parent / f"{own.config.model}-none-r0-fp32"
+    form = own.config.form
+    dense = folder.absolute().parent / f"{own.config.model}-none-r0-fp32{'' if form == 'portable' else f'-{form}'}"
     bare = ExportConfig(
         own.config.model,
         own.config.checkpoint,
@@ -35,6 +36,7 @@ def baselines_of(target: str) -> list[str]:
         precision="fp32",
         batch=own.config.batch,
         opset=own.config.opset,
+        form=form,
     )
     if not (dense / MANIFEST).exists() or not is_export_of(Manifest.read(dense), bare, own.model["sha256"]):
         trace_only(bare, dense, force=True)

@@ -7,6 +7,7 @@ and "other" (norms, residuals, GELU, layout). What merging adds is decide + move
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 PARTS = ("linear", "attention", "decide", "move", "other")
 SUFFIX = "_kernel_time"
 PRODUCTS = ("MatMul", "Gemm", "Einsum", "Conv", "ConvTranspose")
+ATTENTION = ("Softmax", "Attention", "MultiHeadAttention")
 # What a decision's rows pass through before the product they are made for.
 CARRIES = ("Reshape", "ReduceMean", "Concat", "Slice", "Split", "Unsqueeze", "Squeeze", "Expand", "Transpose", "Cast")
 
@@ -26,11 +28,10 @@ def summary(onnx: Path, events: Sequence[dict[str, Any]]) -> dict[str, Any]:
     begin with that of a node of the file; those that do not are "other".
     """
     parts, runs, ops = parts_of(onnx), defaultdict(list), {}
-    for event in events:
-        if event["name"].endswith(SUFFIX):
-            key = (event["name"].removesuffix(SUFFIX), event["args"].get("node_index"))
-            runs[key].append(event["dur"] / 1e3)
-            ops[key] = event["args"]["op_name"]
+    for event in outermost([e for e in events if e["name"].endswith(SUFFIX)]):
+        key = (event["name"].removesuffix(SUFFIX), event["args"].get("node_index"))
+        runs[key].append(event["dur"] / 1e3)
+        ops[key] = event["args"]["op_name"]
     by_part = dict.fromkeys(PARTS, 0.0)
     by_op: dict[str, float] = defaultdict(float)
     for key, times in runs.items():
@@ -43,6 +44,18 @@ def summary(onnx: Path, events: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "merging_share": round((by_part["decide"] + by_part["move"]) / total, 4),
         "ops_ms": {op: round(ms, 3) for op, ms in sorted(by_op.items(), key=lambda item: -item[1])},
     }
+
+
+def outermost(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Events without those of the nodes in a loop's body, whose time the loop's own event holds."""
+    loops = [(e["ts"], e["ts"] + e["dur"]) for e in events if e["args"]["op_name"] == "Scan"]
+    starts = [start for start, _ in loops]
+
+    def inside(event: dict[str, Any]) -> bool:
+        last = bisect_left(starts, event["ts"]) - 1  # of the loops that began before
+        return last >= 0 and event["ts"] < loops[last][1]
+
+    return [e for e in events if e["args"]["op_name"] == "Scan" or not inside(e)]
 
 
 def part_of(name: str, op: str, parts: dict[str, str]) -> str:
@@ -71,8 +84,10 @@ def parts_of(path: Path) -> dict[str, str]:
             part = "move"
         elif node.op_type in PRODUCTS:
             part = "linear" if any(name in weights for name in node.input[1:2]) else "attention"
-        elif node.op_type == "Softmax":
+        elif node.op_type in ATTENTION:
             part = "attention"
+        elif node.op_type == "Scan":  # portions of an MLP, see `rewrite.mlp_blocks`
+            part = "linear"
         elif node.op_type == "Add" and any(i in weights for i in node.input):
             part = "linear"
         else:

@@ -31,6 +31,8 @@ class MergeMethod:
     VARIANTS: ClassVar[dict[str, float]]
     COMPAT: ClassVar[tuple[str, ...]] = THESIS
     PARAMS: ClassVar[dict[str, tuple[float, float] | tuple[str, ...]]] = {}
+    # Variants whose decisions hang on each other: what FP16 rounds in one block changes roles in all that follow.
+    FP32_VARIANTS: ClassVar[tuple[str, ...]] = ()
     PROTECTS: ClassVar[str]
     SOURCE: ClassVar[str]
 

@@ -33,6 +33,7 @@ class GradToMe(MergeMethod):
     NAME: ClassVar[str] = "gradtome"
     VARIANTS: ClassVar[dict[str, float]] = {"grid2x2": 0.75, "alternate": 0.5}
     PARAMS: ClassVar[dict[str, tuple[float, float] | tuple[str, ...]]] = {"gradient": ("sobel", "central")}
+    FP32_VARIANTS: ClassVar[tuple[str, ...]] = ("alternate",)
     PROTECTS: ClassVar[str] = "the flattest token of each cell; alternate: the steepest tokens"
     SOURCE: ClassVar[str] = "GradToMe, master thesis of S. Xie"
 

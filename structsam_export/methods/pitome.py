@@ -35,6 +35,7 @@ class PiToMe(MergeMethod):
     NAME: ClassVar[str] = "pitome"
     VARIANTS: ClassVar[dict[str, float]] = {"alternate": 0.5, "grid": 0.75}
     PARAMS: ClassVar[dict[str, tuple[float, float] | tuple[str, ...]]] = {"margin": (-1.0, 1.0), "alpha": (0.0, 10.0)}
+    FP32_VARIANTS: ClassVar[tuple[str, ...]] = ("alternate",)
     PROTECTS: ClassVar[str] = "tokens unlike all others (below rate 0.5)"
     SOURCE: ClassVar[str] = "PiToMe, arXiv 2405.16148"
 

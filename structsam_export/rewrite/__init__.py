@@ -30,24 +30,40 @@ RULES = {
     "reshape_chain": "structsam_export.rewrite.reshape_chain",
 }
 
+# What a graph is written for beyond that: every runtime; runtimes that know ONNX's Attention; ONNX Runtime on a CPU.
+FORMS: dict[str, dict[str, str]] = {
+    "portable": {},
+    "attention": {"attention_operator": "structsam_export.rewrite.attention_operator"},
+    "ort-cpu": {
+        "attention_ort": "structsam_export.rewrite.attention_ort",
+        "mlp_blocks": "structsam_export.rewrite.mlp_blocks",
+    },
+}
+
 # Protobuf stops at 2 GiB; from here on weights go to a file of their own.
 INLINE_LIMIT = 1_500_000_000
 
 
-def apply_rules(graph: gs.Graph, skipped: list[str] | None = None) -> dict[str, int]:
-    """Run every rule once, in order, and fold constants again; returns rule -> times fired."""
+def apply_rules(graph: gs.Graph, skipped: list[str] | None = None, form: str = "portable") -> dict[str, int]:
+    """Run every rule once, in order, then those of the form, and fold constants again; returns rule -> times fired."""
     counts: dict[str, int] = {}
     reasons: list[str] = [] if skipped is None else skipped
-    for name, module in RULES.items():
+    for name, module in (RULES | FORMS[form]).items():
         counts[name] = import_module(module).apply(graph, reasons)
         graph.cleanup(remove_unused_graph_inputs=False).toposort()
-    # Rules that meet fixed indices leave arithmetic on constants behind.
-    counts["fold_constants"] += import_module(RULES["fold_constants"]).apply(graph, reasons)
+    # Rules that meet fixed indices leave arithmetic on constants behind, those of a form views of views.
+    for name in ("fold_constants", *(("reshape_chain",) if FORMS[form] else ())):
+        counts[name] += import_module(RULES[name]).apply(graph, reasons)
     return counts
 
 
 def rewrite(
-    source: Path, target: Path, *, keep_outputs: tuple[str, ...], skipped: list[str] | None = None
+    source: Path,
+    target: Path,
+    *,
+    keep_outputs: tuple[str, ...],
+    skipped: list[str] | None = None,
+    form: str = "portable",
 ) -> dict[str, int]:
     """Rewrite the ONNX file `source` into `target`.
 
@@ -56,6 +72,7 @@ def rewrite(
         target: file to write; weights beyond protobuf's limit stay outside, in `<target>.data`.
         keep_outputs: graph outputs of the result; others (the plans) stay inside as named tensors.
         skipped: receives the reasons for near matches that were left alone.
+        form: what to write the graph for, of FORMS.
 
     Returns:
         {rule: times fired}.
@@ -68,7 +85,7 @@ def rewrite(
     model = onnx.load(str(source), load_external_data=False)
     weights = detach(model, source.parent)
     graph = gs.import_onnx(model)
-    counts = apply_rules(graph, skipped)
+    counts = apply_rules(graph, skipped, form)
     # Plans stay in the graph, because merging uses them; they only stop being outputs.
     graph.outputs = [t for t in graph.outputs if t.name in keep_outputs]
     graph.cleanup(remove_unused_graph_inputs=False).toposort()

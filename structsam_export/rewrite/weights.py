@@ -48,12 +48,18 @@ def detach(model: Any, base: Path) -> list[Any]:
 def attach(model: Any, weights: list[Any]) -> None:
     """Turn the inputs that `detach` made back into initialisers, as far as the graph still uses them."""
     graph = model.graph
-    used = {name for node in graph.node for name in node.input}
+    used = names_read(graph)
     names = {t.name for t in weights}
     inputs = [i for i in graph.input if i.name not in names]
     del graph.input[:]
     graph.input.extend(inputs)
     graph.initializer.extend(t for t in weights if t.name in used)
+
+
+def names_read(graph: Any) -> set[str]:
+    """Names of tensors that a graph's nodes read, those in bodies of loops included."""
+    bodies = [attr.g for node in graph.node for attr in node.attribute if attr.HasField("g")]
+    return {name for node in graph.node for name in node.input}.union(*map(names_read, bodies))
 
 
 def save(model: Any, source: Path, target: Path, inline_limit: int) -> None:

@@ -1,0 +1,141 @@
+"""MLPs a few hundred rows at a time: ONNX Runtime's CPU kernels then find the wide hidden rows in cache.
+
+A half-block x + W2 gelu(W1 norm(x)) knows no neighbours, so that rows may come in any portions. A Scan runs the same
+nodes on one portion after another, with one copy of the weights; as many nodes side by side would each keep their own.
+The same numbers: every row is computed as before.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from structsam_export.rewrite.match import add, fresh, integers, only_consumer, producer, static_shape, take_over
+
+if TYPE_CHECKING:
+    import onnx_graphsurgeon as gs
+
+# Rows of one portion: 512 x 3072 hidden values are 6 MiB.
+ROWS = 512
+ROWWISE = frozenset(("Add", "Div", "Erf", "Gelu", "Mul"))
+PRODUCTS = ("MatMul", "Gemm")
+
+
+def apply(graph: gs.Graph, skipped: list[str]) -> int:
+    """Rewrite MLPs on many rows as a Scan over portions of them."""
+    fired = 0
+    for node in list(graph.nodes):
+        if node.op not in ("Erf", "Gelu") or (chain := mlp_around(graph, node)) is None:
+            continue
+        x, nodes = chain
+        out = nodes[-1].outputs[0]
+        shape, wide = static_shape(x), static_shape(out)
+        rows = prod(shape[:-1]) if shape is not None else 0
+        portion = portion_of(rows)
+        if shape is None or wide is None or any(static_shape(t) is None for n in nodes for t in n.outputs):
+            skipped.append(f"mlp_blocks: {node.name}: shapes are not all known")
+            continue
+        if portion == rows or prod(wide[:-1]) != rows:
+            skipped.append(f"mlp_blocks: {node.name}: {rows} rows are few, or have no fitting divisor")
+            continue
+        in_portions(graph, x, nodes, rows, portion)
+        fired += 1
+    return fired
+
+
+def portion_of(rows: int) -> int:
+    """The divisor of `rows` that is nearest to ROWS, from half to twice of it; else all of them."""
+    fitting = [p for p in range(ROWS // 2, 2 * ROWS + 1) if rows % p == 0]
+    return min(fitting, key=lambda p: abs(p - ROWS)) if fitting else rows
+
+
+def mlp_around(graph: gs.Graph, activation: Any) -> tuple[Any, list[Any]] | None:
+    """(input, nodes in order) of the MLP around an activation function, its norm and residual sum included.
+
+    None where something else reads what is inside.
+    """
+    after = walk_forward(graph, activation)
+    before = walk_back(activation)
+    if after is None or before is None:
+        return None
+    inside = {id(n): n for n in (*before, *after)}
+    x = before[-1].inputs[0]
+    norm = producer(x, "LayerNormalization")
+    if norm is not None and only_consumer(graph, x) is not None:
+        inside[id(norm)] = norm
+        total = only_consumer(graph, after[-1].outputs[0])
+        if total is not None and total.op == "Add" and any(t is norm.inputs[0] for t in total.inputs):
+            inside[id(total)] = total
+        x = norm.inputs[0]
+    order = {id(n): i for i, n in enumerate(graph.nodes)}
+    nodes = sorted(inside.values(), key=lambda n: order[id(n)])
+    known = {x.name} | {t.name for n in nodes for t in n.outputs}
+    closed = all(not t.inputs or t.name in known for n in nodes for t in n.inputs)
+    private = all(id(reader) in inside for n in nodes[:-1] for t in n.outputs for reader in t.outputs)
+    named = {t.name for t in graph.outputs}
+    return (
+        (x, nodes) if closed and private and not any(t.name in named for n in nodes[:-1] for t in n.outputs) else None
+    )
+
+
+def walk_back(activation: Any) -> list[Any] | None:
+    """Nodes from the activation back to the product that feeds it."""
+    found, node = [], activation
+    while node.op not in PRODUCTS:
+        tensor = next((t for t in node.inputs if t.inputs), None)
+        if tensor is None or tensor.inputs[0].op not in (*ROWWISE, *PRODUCTS):
+            return None
+        node = tensor.inputs[0]
+        found.append(node)
+    return found if node.inputs[0].inputs and not node.inputs[1].inputs else None
+
+
+def walk_forward(graph: gs.Graph, activation: Any) -> list[Any] | None:
+    """Nodes from the activation to the product that reads it, and that product's bias."""
+    found, node = [activation], activation
+    while node.op not in PRODUCTS:
+        node = only_consumer(graph, node.outputs[0])
+        if node is None or node.op not in (*ROWWISE, *PRODUCTS):
+            return None
+        found.append(node)
+    bias = only_consumer(graph, node.outputs[0])
+    if bias is not None and bias.op == "Add" and any(not t.inputs for t in bias.inputs):
+        found.append(bias)
+    return found
+
+
+def in_portions(graph: gs.Graph, x: Any, nodes: list[Any], rows: int, portion: int) -> None:
+    """Move `nodes`, which compute rows of the last one's output from rows of x, into the body of a Scan."""
+    import onnx_graphsurgeon as gs
+
+    out = nodes[-1].outputs[0]
+    wide = static_shape(out) or []
+    count, depth = rows // portion, (static_shape(x) or [0])[-1]
+    portions = add(
+        graph,
+        "Reshape",
+        [x, integers(graph, f"{x.name}.portions", [count, portion, depth])],
+        x,
+        [count, portion, depth],
+    )
+    result = add(graph, "Scan", [portions], out, [count, portion, wide[-1]], num_scan_inputs=1)
+    back = add(graph, "Reshape", [result, integers(graph, f"{out.name}.rows", wide)], out, wide)
+    one = gs.Variable(fresh(graph, f"{x.name}.portion"), x.dtype, [portion, depth])
+    take_over(back.inputs[0], out)
+    last = gs.Variable(fresh(graph, f"{out.name}.portion"), out.dtype, [portion, wide[-1]])
+    nodes[-1].outputs = [last]
+    for node in nodes:
+        graph.nodes.remove(node)
+        node.inputs = [one if t is x else private_copy(graph, t, node) for t in node.inputs]
+        for t in node.outputs:
+            t.shape = [portion, (static_shape(t) or [0])[-1]]
+    result.inputs[0].attrs["body"] = gs.Graph(nodes, [one], [last], name=f"{out.name}.body", opset=graph.opset)
+
+
+def private_copy(graph: gs.Graph, tensor: Any, node: Any) -> Any:
+    """A small constant under a name of its own: bodies may not hide names of the graph around them."""
+    import onnx_graphsurgeon as gs
+
+    if not isinstance(tensor, gs.Constant):
+        return tensor
+    return gs.Constant(fresh(graph, f"{node.name}.{tensor.name}"), tensor.values)
