@@ -86,9 +86,7 @@ def parts_of(path: Path) -> dict[str, str]:
             part = "linear" if any(name in weights for name in node.input[1:2]) else "attention"
         elif node.op_type in ATTENTION:
             part = "attention"
-        elif node.op_type == "Scan":  # portions of an MLP, see `rewrite.mlp_blocks`
-            part = "linear"
-        elif node.op_type == "Add" and any(i in weights for i in node.input):
+        elif node.op_type == "Scan" or node.op_type == "Add" and any(i in weights for i in node.input):  # portions of an MLP, see `rewrite.mlp_blocks`
             part = "linear"
         else:
             part = "other"

@@ -36,7 +36,8 @@ def attentions(graph: gs.Graph, rule: str, skipped: list[str]) -> Iterator[Softm
         if weighted is None or weighted.op != "MatMul" or only_consumer(graph, scores.outputs[0]) is None:
             skipped.append(f"{rule}: {node.name}: its scores or weights are read elsewhere too")
             continue
-        found = SoftmaxAttention(*scores.inputs, weighted.inputs[1], weighted.outputs[0])
+        q, keys = scores.inputs
+        found = SoftmaxAttention(q, keys, weighted.inputs[1], weighted.outputs[0])
         shapes = [static_shape(t) for t in (found.q, found.transposed_keys, found.v)]
         if weighted.inputs[0] is not node.outputs[0] or None in shapes:
             skipped.append(f"{rule}: {node.name}: shapes are not all known")
