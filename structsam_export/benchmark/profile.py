@@ -17,6 +17,7 @@ PARTS = ("linear", "attention", "decide", "move", "other")
 SUFFIX = "_kernel_time"
 PRODUCTS = ("MatMul", "Gemm", "Einsum", "Conv", "ConvTranspose")
 ATTENTION = ("Softmax", "Attention", "MultiHeadAttention")
+LOOP = "linear"  # of an MLP's portions, see `rewrite.mlp_blocks`
 # What a decision's rows pass through before the product they are made for.
 CARRIES = ("Reshape", "ReduceMean", "Concat", "Slice", "Split", "Unsqueeze", "Squeeze", "Expand", "Transpose", "Cast")
 
@@ -86,7 +87,9 @@ def parts_of(path: Path) -> dict[str, str]:
             part = "linear" if any(name in weights for name in node.input[1:2]) else "attention"
         elif node.op_type in ATTENTION:
             part = "attention"
-        elif node.op_type == "Scan" or node.op_type == "Add" and any(i in weights for i in node.input):  # portions of an MLP, see `rewrite.mlp_blocks`
+        elif node.op_type == "Scan":
+            part = LOOP
+        elif node.op_type == "Add" and any(i in weights for i in node.input):
             part = "linear"
         else:
             part = "other"
