@@ -190,10 +190,9 @@ def default_output(dataset: str, job: Job, runner: str, protocol: str, prompt: s
 
 def tell(reused: int, skipped: Sequence[dict[str, str]], place: Path) -> None:
     """Say on stderr what the table does not."""
-    if reused:
-        console().print(f"{reused} images taken from {place}")
-    for bad in skipped:
-        console().print(f"[yellow]skipped[/yellow] {bad['name']}: {bad['why']}")
+    lines = [f"{reused} images taken from {place}"] if reused else []
+    for line in (*lines, *(f"skipped {bad['name']}: {bad['why']}" for bad in skipped)):
+        console().print(line, markup=False, soft_wrap=True)  # names may look like markup, and are to be copied
 
 
 def table(report: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
