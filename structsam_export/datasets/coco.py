@@ -133,17 +133,17 @@ def read_table(source: Path) -> dict[str, Any]:
     except ValueError as error:
         raise DatasetError(f"{source} is not JSON ({error}). Download it again.") from error
     try:
-        assert_ok = all(isinstance(table[key], list) for key in KEYS)
+        sound = all(isinstance(table[key], list) for key in KEYS)
         for entry in table["images"]:
-            assert_ok &= isinstance(entry["file_name"], str) and "id" in entry
+            sound &= isinstance(entry["file_name"], str) and "id" in entry
         for item in table["annotations"]:
-            assert_ok &= {"id", "image_id", "segmentation"} <= item.keys()
+            sound &= {"id", "image_id", "segmentation"} <= item.keys()
     except (KeyError, TypeError, AttributeError):
-        assert_ok = False
-    if not assert_ok:
+        sound = False
+    if not sound:
         raise DatasetError(
-            f"{source} is not a COCO instances file: it needs `images` (id, file_name) and `annotations` (id, image_id, "
-            "segmentation). Files with captions, key points or predictions do not have them."
+            f"{source} is not a COCO instances file: it needs `images` (id, file_name) and `annotations` (id, "
+            "image_id, segmentation). Files with captions, key points or predictions do not have them."
         )
     typed: dict[str, Any] = table
     return typed

@@ -40,7 +40,7 @@ class ArraySample(Sample):
         low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
         if self.labels is not None and values.dtype.kind == "f" and high <= 1:
             values, high = values * 255, high * 255
-        if not (0 <= low and high <= 255):
+        if not (low >= 0 and high <= 255):
             raise DatasetError(f"{self.photo} has image values from {low:g} to {high:g}. {ACCEPTED}")
         return np.round(values).astype(np.uint8)
 
