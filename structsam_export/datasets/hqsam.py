@@ -65,7 +65,7 @@ class DIS5K(HQSAM):
 
 
 class COIFT(HQSAM):
-    """280 photos of birds and insects with thin parts (Mansilla and Miranda, 2019)."""
+    """280 photos of birds and insects with thin parts (Mansilla and Miranda)."""
 
     TITLE = "COIFT"
     FOLDER, IMAGES, MASKS = "thin_object_detection/COIFT", "images", "masks"
