@@ -209,8 +209,10 @@ def table(report: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]
     return (("set (images)", *head) if grouped else head), rows
 
 
-def spread(value: dict[str, float], sign: str = "") -> str:
-    """An interval as text: mean [low, high]."""
+def spread(value: dict[str, Any], sign: str = "") -> str:
+    """An interval as text: mean [low, high]; the mean alone where there is no interval."""
+    if value["low"] is None:
+        return decimals(value["mean"], sign)
     mean, low, high = (decimals(value[k], sign) for k in ("mean", "low", "high"))
     return f"{mean} [{low}, {high}]"
 

@@ -12,16 +12,19 @@ import numpy as np
 
 from structsam_export.evaluate.metrics import METRICS
 
+Interval = dict[str, float | None]
 LEVEL, RESAMPLES, SEED = 0.95, 10_000, 0
 CHUNK = 1_000  # resamples drawn at once: thousands of images stay in memory
 
 
-def interval(values: Sequence[float]) -> dict[str, float]:
+def interval(values: Sequence[float]) -> Interval:
     """Mean of `values`, one an image, with its bootstrap interval: {"mean", "low", "high"}.
 
-    Seeded: equal values give equal intervals. One image alone gives an interval of no width, which says nothing.
+    Seeded: equal values give equal intervals. One image alone has none (low and high are None).
     """
     x = np.asarray(values, np.float64)
+    if len(x) == 1:
+        return {"mean": float(x[0]), "low": None, "high": None}
     rng = np.random.default_rng(SEED)
     means = [x[rng.integers(0, len(x), (CHUNK, len(x)))].mean(1) for _ in range(RESAMPLES // CHUNK)]
     low, high = np.quantile(np.concatenate(means), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
@@ -63,7 +66,9 @@ def column(images: Sequence[dict[str, Any]], name: str, metric: str) -> list[flo
     return [image["scores"][name][metric] for image in images]
 
 
-def difference(images: Sequence[dict[str, Any]], name: str, reference: str) -> dict[str, dict[str, float]] | None:
+def difference(
+    images: Sequence[dict[str, Any]], name: str, reference: str
+) -> dict[str, Interval] | None:
     """Intervals of the paired differences of a model to the reference, by metric."""
     if name == reference:
         return None

@@ -12,21 +12,19 @@ import time
 from pathlib import Path
 
 import pytest
-from evaluation_sets import use_folders, write_folder
+from evaluation_sets import write_folder
 
 from structsam_export import cli as command_line
 from structsam_export.artifact import Manifest
 from structsam_export.evaluate import command as evaluation
 from structsam_export.evaluate.command import decimals, spread
 
-ROOT = Path(__file__).parents[2]
 KEYS = {"schema", "dataset", "protocol", "prompt", "runner", "images", "objects", "skipped", "bootstrap", "rows"}
 
 
 @pytest.fixture
 def run(monkeypatch, capsys, tmp_path):
     """Run `evaluate` in this process, in a folder of its own; returns (exit code, stdout, stderr)."""
-    use_folders(monkeypatch)
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):
@@ -96,15 +94,9 @@ def test_interrupted_and_resumed_gives_the_same_report(run, place, monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_killed_process_keeps_whole_files(place, tmp_path, number):
     """The real thing: a process that is told to stop after its first image."""
-    code = (
-        "import sys; sys.path.insert(0, sys.argv.pop(1))\n"
-        "import evaluation_sets as sets; from types import ModuleType\n"
-        "module = sys.modules['structsam_export.datasets'] = ModuleType('x'); module.open_dataset = sets.open_folder\n"
-        "from structsam_export.cli import main; main()"
-    )
     arguments = ["evaluate", "--dataset", str(place), "--method", "none", "--output", str(tmp_path / "out")]
     process = subprocess.Popen(
-        [sys.executable, "-c", code, str(ROOT / "tests"), *arguments],
+        [sys.executable, "-m", "structsam_export", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -143,19 +135,22 @@ def test_a_corrupt_image_is_named_and_only_left_out_on_request(run, place):
 
 
 def test_an_empty_folder(run, tmp_path):
-    (tmp_path / "empty").mkdir()
-    code, _, err = run("--dataset", "empty")
-    assert code == 5 and "has no images" in err
+    for part in ("images", "masks"):
+        (tmp_path / "empty" / part).mkdir(parents=True)
+    code, _, err = run("--dataset", "./empty")
+    assert code == 5 and "No pictures" in err
 
 
-def test_masks_of_another_size(run, place):
-    (place / "masks" / "s0-0.png").write_bytes((place / "masks" / "s2-0.png").read_bytes())
+def test_masks_that_do_not_fit(run, place):
     from PIL import Image
 
-    Image.new("L", (5, 7), 255).save(place / "masks" / "s1-0.png")
-    (place / "masks" / "s1-1.png").unlink()
+    Image.new("L", (5, 7), 255).save(place / "masks" / "s1_0.png")
+    (place / "masks" / "s1_1.png").unlink()
     code, _, err = run("--dataset", place, "--method", "none")
-    assert code == 5 and "masks are 5x7 pixels, the image 96x72" in err
+    assert code == 5 and "s1_0.png is 5 x 7 pixels" in err and "--skip-bad" in err
+    (place / "masks" / "s1_0.png").unlink()
+    code, _, err = run("--dataset", place, "--method", "none", "--skip-bad")
+    assert code == 5 and "without a mask" in err and "s1.png" in err
 
 
 @pytest.mark.parametrize(
@@ -262,6 +257,7 @@ def test_prompt_aware_models_run_once_a_prompt(run, place):
 def test_numbers_as_text():
     assert [decimals(v) for v in (0.12345, 1.0, 0.0)] == [".1235", "1.0000", ".0000"]
     assert spread({"mean": -0.002, "low": -0.01, "high": 0.0061}, "+") == "-.0020 [-.0100, +.0061]"
+    assert spread({"mean": 0.5, "low": None, "high": None}) == ".5000"
 
 
 def test_groups_have_their_own_rows():
@@ -279,3 +275,12 @@ def test_groups_have_their_own_rows():
     assert head[0] == "set (images)" and [line[0] for line in body] == ["coins (2)", "nuclei (2)"]
     head, body = evaluation.table({"rows": rows[:1]})
     assert head[0] == "model" and {len(line) for line in body} == {len(head)}
+
+
+def test_the_bundled_set(run):
+    """The default: every part of the set by itself."""
+    code, out, err = run("--method", "none", "--limit", 5, "--json")
+    assert code == 0, err
+    report = json.loads(out)
+    assert report["dataset"] == "bundled" and report["images"] == 5
+    assert len({row["group"] for row in report["rows"]}) == len(report["rows"]) > 1

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluation_sets import open_folder, write_folder
+from evaluation_sets import write_folder
 
+from structsam_export.datasets import open_dataset
 from structsam_export.errors import BadInputError, UsageError
 from structsam_export.evaluate import evaluate
 from structsam_export.evaluate.store import Store
@@ -35,7 +36,7 @@ class Filler:
 
 @pytest.fixture
 def samples(tmp_path):
-    return open_folder(write_folder(tmp_path / "set", 4)).samples()
+    return open_dataset(str(write_folder(tmp_path / "set", 4))).samples()
 
 
 @pytest.fixture
@@ -91,8 +92,8 @@ def test_what_changed_is_computed_again(samples, store):
     assert calls(Filler()) == 4
     assert calls(Filler(), protocol="samhq") == 4
     assert calls(Filler(), protocol="samhq") == 0
-    mask = samples[1].mask_paths[0]
-    mask.write_bytes(samples[0].mask_paths[0].read_bytes())
+    mask = samples[1].mask_files[0]
+    mask.write_bytes(samples[0].mask_files[0].read_bytes())
     assert calls(Filler(), protocol="samhq") == 1
     (store.images / "s2.json").write_text('{"name": "s2", "scor')  # a power cut
     assert calls(Filler(), protocol="samhq") == 1
@@ -100,7 +101,7 @@ def test_what_changed_is_computed_again(samples, store):
 
 @pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n cut off"])
 def test_a_corrupt_image(samples, store, content):
-    samples[1].image_path.write_bytes(content)
+    samples[1].photo.write_bytes(content)
     with pytest.raises(BadInputError, match=r"s1\.png.*--skip-bad"):
         evaluate(samples, [Filler()], store=store)
     found = evaluate(samples, [Filler()], store=store, skip_bad=True)
@@ -110,7 +111,7 @@ def test_a_corrupt_image(samples, store, content):
 
 def test_nothing_but_corrupt_images(samples):
     for sample in samples:
-        sample.image_path.write_bytes(b"")
+        sample.photo.write_bytes(b"")
     with pytest.raises(BadInputError, match="None of 4 images"):
         evaluate(samples, [Filler()], skip_bad=True)
 
