@@ -244,7 +244,12 @@ def bench(
 @click.option("--spectral", is_flag=True, help="Instead: how far each method moves the token graph's spectrum.")
 @click.option("--output", type=click.Path(path_type=Path), help="Results folder. Default: evaluations/<dataset>-...")
 @click.option("--force", is_flag=True, help="Replace results that were made with other settings.")
-@click.option("--csv", type=click.Path(path_type=Path), metavar="FILE", help="Also write one line an image and model.")
+@click.option(
+    "--csv",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Also write one line for each image and model.",
+)
 @merge_options
 @json_option
 def evaluate(

@@ -16,6 +16,9 @@ from structsam_export.evaluate.metrics import METRICS
 
 if TYPE_CHECKING:
     from structsam_export.datasets import Dataset
+    from structsam_export.evaluate import Results
+    from structsam_export.evaluate.predictors import Predictor
+    from structsam_export.evaluate.store import Store
     from structsam_export.pipeline import Job
 
 SCHEMA = 1
@@ -57,7 +60,7 @@ def run(
         UsageError, BadInputError, MissingRuntimeError, OutputError: see `evaluate`, `Store` and `predictors`.
         KeyboardInterrupt: with a message that says where finished images are.
     """
-    from structsam_export.evaluate import check_names, evaluate
+    from structsam_export.evaluate import check_names
     from structsam_export.evaluate.predictors import DENSE, check_runner, eager_predictors, exported_predictor
     from structsam_export.evaluate.statistics import LEVEL, RESAMPLES, SEED, summary
     from structsam_export.evaluate.store import Store
@@ -76,34 +79,14 @@ def run(
         predictors = eager_predictors(job)
         if folder is not None and manifest is not None and runner != "eager":
             predictors = [predictors[0], active.enter_context(exported_predictor(job, folder, manifest, runner))]
-        settings = {
-            "dataset": chosen.name,
-            "protocol": protocol,
-            "prompt": prompt,
-            "models": {p.name: p.identity for p in predictors},
-        }
+        facts = {"dataset": chosen.name, "protocol": protocol, "prompt": prompt}
         place = output or default_output(chosen.name, job, runner, protocol, prompt)
-        store = Store(place, settings, force=force)
-        try:
-            with progress() as bar:
-                task = bar.add_task(f"evaluate {chosen.name}", total=len(samples))
-                results = evaluate(
-                    samples,
-                    predictors,
-                    protocol=protocol,
-                    prompt=prompt,
-                    store=store,
-                    skip_bad=skip_bad,
-                    say=lambda _: bar.advance(task),
-                )
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                f"Interrupted. Finished images are kept in {place}; the same command continues from there."
-            ) from None
-    tell(results.reused, results.skipped, place)
+        store = Store(place, {**facts, "models": {p.name: p.identity for p in predictors}}, force=force)
+        results = watched(samples, predictors, store, protocol=protocol, prompt=prompt, skip_bad=skip_bad)
+    tell(results, place)
     report = {
         "schema": SCHEMA,
-        **{k: settings[k] for k in ("dataset", "protocol", "prompt")},
+        **facts,
         "runner": runner,
         "images": len(results.images),
         "objects": results.objects,
@@ -115,6 +98,24 @@ def run(
     }
     store.report(report)
     return report
+
+
+def watched(samples: Sequence[Any], predictors: Sequence[Predictor], store: Store, **options: Any) -> Results:
+    """`evaluate` with a progress bar, and with a message where it is interrupted.
+
+    Raises:
+        KeyboardInterrupt: says where finished images are.
+    """
+    from structsam_export.evaluate import evaluate
+
+    try:
+        with progress() as bar:
+            task = bar.add_task("evaluate", total=len(samples))
+            return evaluate(samples, predictors, store=store, say=lambda _: bar.advance(task), **options)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"Interrupted. Finished images are kept in {store.folder}; the same command continues from there."
+        ) from None
 
 
 def spectral(
@@ -188,10 +189,10 @@ def default_output(dataset: str, job: Job, runner: str, protocol: str, prompt: s
     return Path("evaluations") / "-".join([dataset, job.config.folder_name(rate), *others])
 
 
-def tell(reused: int, skipped: Sequence[dict[str, str]], place: Path) -> None:
+def tell(results: Results, place: Path) -> None:
     """Say on stderr what the table does not."""
-    lines = [f"{reused} images taken from {place}"] if reused else []
-    for line in (*lines, *(f"skipped {bad['name']}: {bad['why']}" for bad in skipped)):
+    lines = [f"{results.reused} images taken from {place}"] if results.reused else []
+    for line in (*lines, *(f"skipped {bad['name']}: {bad['why']}" for bad in results.skipped)):
         console().print(line, markup=False, soft_wrap=True)  # names may look like markup, and are to be copied
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol
@@ -122,7 +122,7 @@ def identity_of(job: Job) -> dict[str, Any]:
 
 
 def label_of(job: Job) -> str:
-    """A short name for the rows of tables: method, options and rate."""
+    """A short name for the rows of tables: method, options and rate, and a precision other than FP32."""
     rate = job.config.rate if job.config.rate is not None else 0.0
     name = job.config.folder_name(rate).removeprefix(f"{job.config.model}-")
     return name.removesuffix("-fp32")
@@ -134,7 +134,8 @@ def eager_predictors(job: Job) -> list[Predictor]:
     dense = Eager(DENSE, {"runner": "eager", "method": "none", **weights}, job.loaded)
     if job.config.method == "none":
         return [dense]
-    return [dense, Eager(label_of(job), identity_of(job), job.loaded, job.schedule)]
+    label = label_of(replace(job, config=replace(job.config, precision="fp32")))  # whatever was exported
+    return [dense, Eager(label, identity_of(job), job.loaded, job.schedule)]
 
 
 @contextmanager

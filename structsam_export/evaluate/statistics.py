@@ -66,9 +66,7 @@ def column(images: Sequence[dict[str, Any]], name: str, metric: str) -> list[flo
     return [image["scores"][name][metric] for image in images]
 
 
-def difference(
-    images: Sequence[dict[str, Any]], name: str, reference: str
-) -> dict[str, Interval] | None:
+def difference(images: Sequence[dict[str, Any]], name: str, reference: str) -> dict[str, Interval] | None:
     """Intervals of the paired differences of a model to the reference, by metric."""
     if name == reference:
         return None

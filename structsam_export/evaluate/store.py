@@ -50,8 +50,9 @@ class Store:
         if folder.is_dir() and any(folder.iterdir()):
             self._check(settings, force)
         with disk_errors(folder):
-            self.images.mkdir(parents=True, exist_ok=True)
-        self._write(folder / SETTINGS, settings)
+            folder.mkdir(parents=True, exist_ok=True)
+            self._write(folder / SETTINGS, settings)
+            self.images.mkdir(exist_ok=True)
 
     def _check(self, settings: Mapping[str, Any], force: bool) -> None:
         """Accept a folder of the same evaluation; empty it if `force` allows that."""
@@ -68,7 +69,6 @@ class Store:
                 "it, or another --output."
             )
         with disk_errors(self.folder):
-            place.unlink()  # first: without it nothing of the rest counts
             shutil.rmtree(self.images, ignore_errors=True)
             (self.folder / REPORT).unlink(missing_ok=True)
 
