@@ -36,8 +36,8 @@ BACKGROUNDS = {  # file in scikit-image's data folder, or in SciPy's misc folder
 # Left out: flat signs and plain shapes, which look like nothing in a photo; holy places; what is not for everyone.
 LEFT_OUT = {
     "1f235", "1f3f4", "1f459", "1f4a0", "1f4a4", "1f4f4", "1f51e", "1f521", "1f530", "1f533", "1f536", "1f549-fe0f",
-    "1f54b", "1f54c", "1f6ad", "1f6b3", "1f6be", "1f6d5", "1f7e4", "1f7e8", "1f7ea", "2049-fe0f", "2194-fe0f", "2195-fe0f",
-    "23f8-fe0f", "25fb-fe0f", "2620-fe0f", "264c", "26a7-fe0f", "2728", "3297-fe0f",
+    "1f54b", "1f54c", "1f6ad", "1f6b3", "1f6be", "1f6d5", "1f7e4", "1f7e8", "1f7ea", "2049-fe0f", "2194-fe0f",
+    "2195-fe0f", "23f8-fe0f", "25fb-fe0f", "2620-fe0f", "264c", "26a7-fe0f", "2728", "3297-fe0f",
 }  # fmt: skip
 PALETTE = ((40, 42, 46), (120, 122, 126), (196, 198, 202), (104, 72, 44), (176, 142, 96), (150, 40, 36), (44, 78, 128))
 PALETTE += ((222, 214, 190), (62, 92, 52))
