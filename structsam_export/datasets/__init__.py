@@ -84,4 +84,4 @@ def open_dataset(name_or_dir: str, root: Path | None = None) -> Dataset:
         trees = "\n\n".join(f"{name}:\n{layout.tree()}" for name, layout in layouts if layout.RECOGNISED)
         raise DatasetError(f"The layout of {path} is not recognised. These are:\n\n{trees}")
     name, layout = found[0]
-    return layout.open(path.resolve().name or name, path)
+    return layout.open(path.resolve().stem if path.is_file() else path.resolve().name or name, path)

@@ -30,6 +30,7 @@ class CocoSample(Sample):
     photo: Path
     source: Path
     annotations: tuple[dict[str, Any], ...] = field(hash=False)
+    listed: tuple[Any, Any]  # (height, width) as the JSON has them, None where it does not
 
     def image(self) -> np.ndarray:
         return read_photo(self.photo)
@@ -39,6 +40,11 @@ class CocoSample(Sample):
 
     def stored(self) -> np.ndarray:
         h, w = self.size()
+        if any(said not in (None, real) for said, real in zip(self.listed, (h, w))):
+            raise DatasetError(
+                f"{self.photo} is {w} x {h} pixels (turned as its EXIF says), but {self.source} was made for "
+                f"{self.listed[1]} x {self.listed[0]}. Take the original image."
+            )
         masks = [pixels_of(item, h, w, f"annotation {item['id']} in {self.source}") for item in self.annotations]
         drawn = [mask for mask in masks if mask.any()]
         return np.stack(drawn) * np.uint8(255) if drawn else np.zeros((0, h, w), np.uint8)
@@ -80,7 +86,8 @@ coco/                                  the folder to pass, or $STRUCTSAM_DATA/co
         for item in sorted(table["annotations"], key=lambda item: item["id"]):
             if not item.get("iscrowd"):
                 objects.setdefault(item["image_id"], []).append(item)
-        files = {entry["id"]: images / entry["file_name"] for entry in table["images"] if entry["id"] in objects}
+        entries = {entry["id"]: entry for entry in table["images"] if entry["id"] in objects}
+        files = {key: images / entry["file_name"] for key, entry in entries.items()}
         strays = [str(key) for key in objects if key not in files]
         if strays:
             raise DatasetError(f"{source} annotates images that it does not list: image_id {few(strays)}.")
@@ -93,7 +100,13 @@ coco/                                  the folder to pass, or $STRUCTSAM_DATA/co
         return Dataset(
             name,
             [
-                CocoSample(name=path.stem, photo=path, source=source, annotations=tuple(objects[key]))
+                CocoSample(
+                    name=path.stem,
+                    photo=path,
+                    source=source,
+                    annotations=tuple(objects[key]),
+                    listed=(entries[key].get("height"), entries[key].get("width")),
+                )
                 for key, path in files.items()
             ],
         )
@@ -135,9 +148,10 @@ def read_table(source: Path) -> dict[str, Any]:
     try:
         sound = all(isinstance(table[key], list) for key in KEYS)
         for entry in table["images"]:
-            sound &= isinstance(entry["file_name"], str) and "id" in entry
+            sound &= isinstance(entry["file_name"], str) and isinstance(entry["id"], (int, str))
         for item in table["annotations"]:
-            sound &= {"id", "image_id", "segmentation"} <= item.keys()
+            sound &= isinstance(item["id"], int) and isinstance(item["image_id"], (int, str))
+            sound &= "segmentation" in item
     except (KeyError, TypeError, AttributeError):
         sound = False
     if not sound:
@@ -161,13 +175,16 @@ def pixels_of(item: dict[str, Any], h: int, w: int, where: str) -> np.ndarray:
         if isinstance(shape, list):
             if not shape or any(len(polygon) < 6 or len(polygon) % 2 for polygon in shape):
                 raise ValueError("a polygon needs three or more points (x, y)")
-            rle = coded.merge(coded.frPyObjects([[float(v) for v in polygon] for polygon in shape], h, w))
+            polygons = [[float(v) for v in polygon] for polygon in shape]
+            if not all(abs(v) <= 2 * (h + w) for polygon in polygons for v in polygon):
+                raise ValueError("a polygon lies far outside the image")  # pycocotools would crash
+            rle = coded.merge(coded.frPyObjects(polygons, h, w))
         else:
             if list(shape["size"]) != [h, w]:
                 raise ValueError(f"run lengths are for {shape['size']} (height, width), the image has {[h, w]}")
             rle = shape
             if isinstance(shape["counts"], list):
-                if sum(shape["counts"]) != h * w:
+                if sum(shape["counts"]) != h * w or min(shape["counts"]) < 0:
                     raise ValueError("run lengths do not add up to the image")
                 rle = coded.frPyObjects(shape, h, w)
         return np.asarray(coded.decode(rle))

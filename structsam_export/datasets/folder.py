@@ -17,7 +17,7 @@ import re
 from pathlib import Path
 
 from structsam_export.datasets.base import Dataset, Layout, few, natural
-from structsam_export.datasets.pictures import PHOTOS, PictureSample, pictures
+from structsam_export.datasets.pictures import PHOTOS, PictureSample, listed, pictures
 from structsam_export.errors import DatasetError, UsageError
 
 
@@ -37,7 +37,8 @@ mine/
 
     @classmethod
     def recognises(cls, folder: Path) -> bool:
-        return (folder / "images").is_dir() and (folder / "masks").is_dir() and folder.resolve().name != "COIFT"
+        both = (folder / "images").is_dir() and (folder / "masks").is_dir()
+        return both and folder.resolve().name not in ("COIFT", "HRSOD")  # those are HQ-SAM's
 
     @classmethod
     def open(cls, name: str, root: Path | None) -> Dataset:
@@ -62,11 +63,10 @@ def masks_of(image_folder: Path, images: list[Path], mask_folder: Path) -> dict[
     stems = {path.stem for path in images}
     styles: dict[str, dict[str, list[Path]]] = {stem: {} for stem in stems}
     orphans, wrong = [], []
-    for path in sorted(mask_folder.iterdir()):
-        if path.name.startswith("."):
-            continue
+    for path in listed(mask_folder):
         if path.is_dir():
-            inside = pictures(path, {".png"})
+            inside = pictures(path)
+            wrong += [f"{path.name}/{p.name}" for p in inside if p.suffix.lower() != ".png"]
             owner, style = path.name, f"the folder {path.name}/"
         elif path.suffix.lower() == ".png":
             inside = [path]

@@ -6,8 +6,6 @@ Laptop" challenge). Every label other than 0 is one object. Volumes, (D, H, W), 
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,9 +36,10 @@ class ArraySample(Sample):
         if values.ndim != 3 or values.shape[2] != 3 or values.dtype.kind not in "uif":
             raise DatasetError(f"{self.photo} has an image of shape {values.shape}, {values.dtype}. {ACCEPTED}")
         low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
-        if self.labels is not None and values.dtype.kind == "f" and high <= 1:
-            values, high = values * 255, high * 255
-        if not (low >= 0 and high <= 255):
+        unit = values.dtype.kind == "f" and high <= 1
+        if unit and self.labels is not None:
+            values, unit = values * 255, False
+        if unit or not (low >= 0 and high <= 255):
             raise DatasetError(f"{self.photo} has image values from {low:g} to {high:g}. {ACCEPTED}")
         return np.round(values).astype(np.uint8)
 
@@ -125,10 +124,9 @@ def load_array(path: Path, key: str) -> np.ndarray:
         if isinstance(loaded, np.ndarray):
             return loaded
         with loaded:
-            if key not in loaded.files:
-                raise DatasetError(
-                    f"{path} has no array '{key}', only {', '.join(loaded.files) or 'nothing'}. {ACCEPTED}"
-                )
-            return np.asarray(loaded[key])
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            names, values = loaded.files, loaded[key] if key in loaded.files else None
+    except Exception as error:  # its readers raise anything when a file is damaged
         raise DatasetError(f"{path} cannot be read as a NumPy file ({error}). Copy or prepare it again.") from error
+    if values is None:
+        raise DatasetError(f"{path} has no array '{key}', only {', '.join(names) or 'nothing'}. {ACCEPTED}")
+    return np.asarray(values)

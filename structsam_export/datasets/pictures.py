@@ -11,8 +11,6 @@ Rules, the same for every layout:
 
 from __future__ import annotations
 
-import struct
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,18 +30,25 @@ DEEP = ("I;16", "I;16B", "I;16L", "I", "F")
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
+def listed(folder: Path) -> list[Path]:
+    """What lies in a folder, sorted, without hidden files.
+
+    Raises:
+        DatasetError: it cannot be listed.
+    """
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise DatasetError(f"Cannot list {folder}: {error.strerror}.") from error
+
+
 def pictures(folder: Path, kinds: set[str] = PHOTOS) -> list[Path]:
     """Picture files of a folder by extension, sorted; hidden files are left out.
 
     Raises:
         DatasetError: the folder cannot be listed, or two pictures differ by their extension only.
     """
-    try:
-        found = sorted(
-            p for p in folder.iterdir() if p.suffix.lower() in kinds and not p.name.startswith(".") and p.is_file()
-        )
-    except OSError as error:
-        raise DatasetError(f"Cannot list {folder}: {error.strerror}.") from error
+    found = [p for p in listed(folder) if p.suffix.lower() in kinds and p.is_file()]
     seen: dict[str, Path] = {}
     for path in found:
         other = seen.setdefault(path.stem, path)
@@ -69,31 +74,33 @@ def pair_up(images: list[Path], masks: list[Path], image_folder: Path, mask_fold
 
 
 @contextmanager
-def _opened(path: Path, what: str) -> Iterator[Image]:
-    """A decoded picture.
+def _opened(path: Path, what: str, *, decode: bool = True) -> Iterator[Image]:
+    """A decoded picture, or only its header.
 
     Raises:
-        DatasetError: missing, or nothing Pillow can decode.
+        DatasetError: missing, nothing Pillow can decode, or a stack of pages.
     """
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path) as image:
-            yield image
+        image: Image.Image = Image.open(path)
+        image.getexif()
+        pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
+        if decode:
+            image.load()
     except FileNotFoundError:
         raise DatasetError(f"{what} {path} does not exist.") from None
     except UnidentifiedImageError:
         raise DatasetError(f"{what} {path} is not a picture that can be read. Copy it again.") from None
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        struct.error,
-        zlib.error,
-        Image.DecompressionBombError,
-    ) as error:
-        raise DatasetError(f"{what} {path} cannot be decoded ({error}). Copy it again.") from None
+    except Exception as error:  # decoders raise anything when a file is damaged
+        raise DatasetError(f"{what} {path} cannot be decoded ({error}). Copy it again.") from error
+    with image:
+        if pages > 1:
+            raise DatasetError(f"{what} {path} has {pages} pages. Save each as a file of its own.")
+        try:
+            yield image
+        except (ValueError, OSError) as error:
+            raise DatasetError(f"{what} {path} cannot be used ({error}). Save it as an 8-bit PNG.") from error
 
 
 def read_photo(path: Path) -> np.ndarray:
@@ -108,7 +115,7 @@ def read_photo(path: Path) -> np.ndarray:
         turned = ImageOps.exif_transpose(image)
         if turned.mode in DEEP:
             return grey_to_rgb(np.asarray(turned))
-        return np.asarray(turned.convert("RGB"))
+        return np.array(turned.convert("RGB"))
 
 
 def grey_to_rgb(values: np.ndarray) -> np.ndarray:
@@ -128,7 +135,7 @@ def photo_size(path: Path) -> tuple[int, int]:
     Raises:
         DatasetError: missing or undecodable.
     """
-    with _opened(path, "Image") as image:
+    with _opened(path, "Image", decode=False) as image:
         w, h = image.size
         return (w, h) if image.getexif().get(0x0112) in TURNED else (h, w)
 

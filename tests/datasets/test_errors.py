@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 import pytest
-from datasets.folders import (
+from dataset_folders import (
     HQ,
     MAKERS,
     H,
@@ -92,6 +92,19 @@ def test_masks_have_to_be_png(tmp_path):
     make_folder(tmp_path)
     save(tmp_path / "masks" / "cat_1.jpg", photo())
     fails("not PNG files: cat_1.jpg", lambda: one(tmp_path))
+
+
+def test_masks_in_a_folder_have_to_be_png(tmp_path):
+    make_folder(tmp_path)
+    save(tmp_path / "masks" / "owl" / "foot.jpg", photo())
+    fails("not PNG files: owl/foot.jpg", lambda: one(tmp_path))
+
+
+def test_a_stack_is_not_its_first_page(tmp_path):
+    make_labels(tmp_path)
+    page = Image.fromarray(disk().astype(np.uint8))
+    page.save(tmp_path / "labels" / "b.tif", save_all=True, append_images=[page, page])
+    fails("b.tif has 3 pages", one(tmp_path, "b").masks)
 
 
 def test_hidden_and_other_files_are_left_alone(tmp_path):
@@ -192,6 +205,7 @@ def test_photos_of_every_kind(tmp_path):
     path, sample = tmp_path / "images" / "cat.png", one(tmp_path, "cat")
     save(path, np.dstack([photo(), photo(1)[..., 0]]))
     assert np.array_equal(sample.image(), photo())  # alpha is dropped, colours stay
+    assert sample.image().flags.writeable
     save(path, photo(2, (H, W)))
     assert np.array_equal(sample.image(), np.repeat(photo(2, (H, W))[..., None], 3, 2))
     few = photo(2, (H, W)) // 64
@@ -259,6 +273,7 @@ def test_numpy_images_are_scaled(tmp_path):
         ({"gts": disk()}, "no array 'imgs'"),
         ({"imgs": photo(0, (3, H, W)), "gts": np.zeros((3, H, W), np.uint8)}, "shape .*each slice of a volume"),
         ({"imgs": photo() * 2.0, "gts": disk()}, "image values from 0 to"),
+        ({"imgs": photo() / 255.0, "gts": disk()}, "image values from 0 to 1. Expected"),
         ({"imgs": photo() * np.nan, "gts": disk()}, "image values from nan"),
         ({"imgs": photo(), "gts": disk() * 1.0}, "labels of shape .* float64"),
         ({"imgs": photo(), "gts": disk()[1:]}, "is 16 x 11 pixels"),
@@ -313,7 +328,10 @@ def test_coco_gives_what_pycocotools_gives(tmp_path):
         ([[1, 1, 5, 5, 2]], "three or more points"),
         ([["x"] * 6], "could not convert"),
         ([], "three or more points"),
+        ([[1, 1, float("nan"), 1, 5, 5]], "far outside"),
+        ([[1, 1, 5, 1e9, 5, 5]], "far outside"),
         ({"size": [H, W], "counts": [3, 4]}, "do not add up"),
+        ({"size": [H, W], "counts": [H * W + 5, -5]}, "do not add up"),
         ({"size": [W, H], "counts": [H * W]}, "the image has"),
         ({"size": [H, W], "counts": "`<"}, "cannot be read"),
         ({"counts": [3]}, "size"),
@@ -333,6 +351,7 @@ def test_coco_files_that_are_none(tmp_path):
         ("{", "is not JSON"),
         ("[]", "not a COCO instances file"),
         (json.dumps({"images": [], "annotations": [{"id": 1, "caption": "x"}]}), "not a COCO instances file"),
+        (json.dumps(table | {"images": [{"id": [], "file_name": "x"}]}), "not a COCO instances file"),
         (json.dumps(table | {"images": []}), "does not list: image_id 1, 3"),
         (json.dumps(table | {"annotations": []}), "no object that is not a crowd"),
     ):
@@ -341,6 +360,8 @@ def test_coco_files_that_are_none(tmp_path):
     path.write_text(json.dumps(table | {"annotations": table["annotations"][3:4]}))
     fails("has no object", open_dataset("coco", tmp_path).samples()[0].masks)
     path.write_text(json.dumps(table))
+    save(tmp_path / "val2017" / "000000000001.jpg", photo().transpose(1, 0, 2))
+    fails("was made for 16 x 12", open_dataset("coco", tmp_path).samples()[0].masks)
     (tmp_path / "val2017" / "000000000003.jpg").unlink()
     fails("not in .*val2017: 000000000003.jpg", lambda: open_dataset("coco", tmp_path))
     (tmp_path / "val2017").rename(tmp_path / "elsewhere")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets.folders import HQ, MAKERS, make_folder, make_labels, make_nnunet, make_npz
+from dataset_folders import HQ, MAKERS, make_folder, make_labels, make_nnunet, make_npz
 
 from structsam_export.datasets import DATASETS, layout_class, open_dataset
 from structsam_export.errors import DatasetError, UsageError
@@ -76,6 +76,13 @@ def test_a_folder_is_recognised(name, tmp_path):
     assert [type(s) for s in found.samples()] == [type(s) for s in open_dataset(name, root).samples()]
 
 
+def test_hqsam_folders_win_over_a_folder_of_masks(tmp_path):
+    """HRSOD has `masks` beside `masks_max255`."""
+    root = MAKERS["hrsod"][0](tmp_path) / HQ["hrsod"][0]
+    (root / "masks").mkdir()
+    assert {path.parent.name for s in open_dataset(str(root)).samples() for path in s.mask_files} == {"masks_max255"}
+
+
 @pytest.mark.parametrize("name", MAKERS)
 def test_missing_data_say_where_to_get_them_and_how_to_lay_them_out(name, tmp_path, monkeypatch):
     monkeypatch.delenv("STRUCTSAM_DATA", raising=False)
@@ -100,7 +107,7 @@ def test_the_data_folder_can_be_set_for_good(name, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", HQ)
 def test_hqsam_folders_and_first_channel(name, tmp_path):
     """A colour mask counts by its first channel, as in HQ-SAM; stems may have spaces."""
-    from datasets.folders import disk, save
+    from dataset_folders import disk, save
 
     MAKERS[name][0](tmp_path)
     place, _, masks = HQ[name]
@@ -137,7 +144,7 @@ def test_a_folder_that_fits_twice_is_not_guessed(tmp_path):
 
 
 def test_names_are_safe_and_unique(tmp_path):
-    from datasets.folders import disk, photo, save, save_mask
+    from dataset_folders import disk, photo, save, save_mask
 
     for stem in ("a b", "a#b", "..c", "A_B"):
         save(tmp_path / "images" / f"x{stem}.png", photo())
