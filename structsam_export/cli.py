@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ def options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return apply
 
 
-model_options = options(
+merge_options = options(
     click.option("--model", default="demo", show_default=True, help=f"One of {', '.join(MODELS)}."),
     click.option("--checkpoint", metavar="PATH", help="Weights; default: bundled, cached or downloaded."),
     click.option("--method", default="structsam", show_default=True, help="Merge method; see 'methods'."),
@@ -52,6 +52,9 @@ model_options = options(
     click.option("--prompt-aware", is_flag=True, help="The encoder also takes a box and protects what it shows."),
     click.option("--mlp", default="none", show_default=True, help="none, residual-consistency or merge."),
     click.option("--mlp-density", type=float, help="Share of tokens through the MLP (residual-consistency)."),
+)
+model_options = options(
+    merge_options,
     click.option(
         "--precision", default="auto", show_default=True, help="Of the encoder: fp16, fp32, bf16. auto: fp16 if it can."
     ),
@@ -238,6 +241,67 @@ def bench(
 
 
 @cli.command()
+@click.argument("folder", required=False, type=click.Path(path_type=Path))
+@click.option("--dataset", default="bundled", show_default=True, metavar="NAME|DIR", help="Images with true masks.")
+@click.option("--root", type=click.Path(path_type=Path), metavar="DIR", help="Where data sets are kept.")
+@click.option("--runner", help="eager, ort or engine. Default: ort with FOLDER, else eager.")
+@click.option("--protocol", default="sam", show_default=True, help="sam, or samhq (stretched images, as published).")
+@click.option("--prompt", default="box", show_default=True, help="box or point, taken from the true masks.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N images.")
+@click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be read, and list them.")
+@click.option("--spectral", is_flag=True, help="Instead: how far each method moves the token graph's spectrum.")
+@click.option("--output", type=click.Path(path_type=Path), help="Results folder. Default: evaluations/<dataset>-...")
+@click.option("--force", is_flag=True, help="Replace results that were made with other settings.")
+@click.option(
+    "--csv",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Also write one line for each image and model.",
+)
+@merge_options
+@json_option
+def evaluate(
+    folder: Path | None,
+    dataset: str,
+    root: Path | None,
+    limit: int | None,
+    spectral: bool,
+    csv: Path | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Compare masks with true ones: mIoU, boundary IoU, Dice, and their differences to the unpatched model.
+
+    FOLDER is an output folder, whose files are run; without it the options describe a model in PyTorch. An interrupted
+    run continues where it stopped.
+
+    \b
+    Example:
+      structsam-export evaluate --dataset coift --method structsam --rate 0.5
+    """
+    from structsam_export.evaluate import command
+    from structsam_export.evaluate import spectral as spectra
+
+    own = {name: given.pop(name) for name in ("runner", "protocol", "prompt", "skip_bad", "output", "force")}
+    if folder is not None:
+        refuse(given, f"{folder} already says what is evaluated.")
+    config = None if folder else config_of(given)
+    if csv is not None and not csv.absolute().parent.is_dir():
+        raise UsageError(f"Folder {csv.absolute().parent} does not exist. Make it, or pass another --csv.")
+    if spectral:
+        refuse((*own, "csv"), "--spectral draws no masks.")
+        report, table = command.spectral(config, folder, dataset, root=root, limit=limit), spectra.table
+    else:
+        report, table = command.run(config, folder, dataset, root=root, limit=limit, **own), command.table
+    if csv is not None:
+        command.write_csv(report, csv)
+    if as_json:
+        print_json(report)
+        return
+    print_table(*table(report))
+
+
+@cli.command()
 @json_option
 def methods(as_json: bool) -> None:
     """List the methods: variants, largest rates, MACs saved on ViT-B at rate 0.5, what they protect, sources.
@@ -275,6 +339,19 @@ def doctor(as_json: bool) -> None:
     print_table(("package", "version"), list(facts["versions"].items()))
     rows = [(name, row["can"], row["to_do"] or "") for name, row in facts["backends"].items()]
     print_table(("backend", "can", "to do"), rows)
+
+
+def refuse(names: Iterable[str], why: str) -> None:
+    """Refuse options that were written on the command line although they mean nothing there.
+
+    Raises:
+        UsageError: with the first of them.
+    """
+    ctx = click.get_current_context()
+    flags = {p.name: p.opts[0] for p in ctx.command.params}
+    usual = click.core.ParameterSource.DEFAULT
+    if given := [flags[name] for name in names if ctx.get_parameter_source(name) is not usual]:
+        raise UsageError(f"{why} Leave {given[0]} away.")
 
 
 def config_of(given: dict[str, Any]) -> Any:
@@ -366,8 +443,9 @@ def main() -> None:
     try:
         status = cli.main(standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)
-    except (click.exceptions.Abort, KeyboardInterrupt):
-        click.echo("Interrupted; nothing was left behind.", err=True)
+    except (click.exceptions.Abort, KeyboardInterrupt) as error:
+        said = str(error) or str(error.__cause__ or "")  # click puts an Abort around an interrupt
+        click.echo(said or "Interrupted; nothing was left behind.", err=True)
         sys.exit(INTERRUPTED)
     except click.ClickException as error:
         error.show()

@@ -10,6 +10,7 @@
     `-- BadInputError          5
         |-- CheckpointError    5   missing, corrupt, foreign or mismatching weights
         |-- ImageError         5   unreadable photo
+        |-- DatasetError       5   missing, corrupt or mismatching images and masks of a data set
         |-- PrecisionError     5   a graph whose tensors cannot be given other types
         `-- ArtifactError      5   missing or changed ONNX, engine or manifest
 
@@ -75,6 +76,10 @@ class CheckpointError(BadInputError):
 
 class ImageError(BadInputError):
     """A photo cannot be read."""
+
+
+class DatasetError(BadInputError):
+    """Images or masks of a data set are missing, corrupt or do not belong together."""
 
 
 class PrecisionError(BadInputError):

@@ -72,6 +72,22 @@ def recording(encoder: Any) -> Iterator[dict[str, Decision]]:
 
 
 @contextmanager
+def observed(encoder: Any) -> Iterator[dict[int, Tensor]]:
+    """Collect what merge methods would see in the blocks of a stock encoder: features (B, H, W, d), by block."""
+    features: dict[int, Tensor] = {}
+
+    def watch(index: int, attn: Any) -> Any:
+        return lambda module, inputs, y: features.update({index: head_mean(attn, y)})
+
+    hooks = [b.norm1.register_forward_hook(watch(i, b.attn)) for i, b in enumerate(encoder.blocks)]
+    try:
+        yield features
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
 def prompted(encoder: Any, boxes: Tensor | None) -> Iterator[None]:
     """Forward passes in the `with` block know the prompt: boxes (B, 4), x0 y0 x1 y1 in input pixels."""
     roles = roles_of(encoder)
@@ -162,7 +178,7 @@ def _merged_attention(attn: Any, role: Role, y: Tensor, layout: Layout) -> tuple
 
     shared, method = role.shared, role.attend
     with torch.no_grad():
-        features = y.view(*y.shape[:3], attn.num_heads, -1).mean(3)
+        features = head_mean(attn, y)
         inputs = (features,) if shared.region is None else (features, shared.region)
         plan = shared.decide(f"plan.{role.index}", lambda *given: _plan(method, layout, *given), *inputs)
     keys: list[Tensor] = []
@@ -180,6 +196,11 @@ def _merged_attention(attn: Any, role: Role, y: Tensor, layout: Layout) -> tuple
         spread = plan.unmerge(k.transpose(1, 2).flatten(2)).unflatten(2, (k.shape[1], -1)).transpose(1, 2)
         _rank(role, spread, layout)
     return out, plan
+
+
+def head_mean(attn: Any, y: Tensor) -> Tensor:
+    """Features that plans are made from: normalised tokens y (B, H, W, D) averaged over heads (B, H, W, d)."""
+    return y.view(*y.shape[:3], attn.num_heads, -1).mean(3)
 
 
 def _plan(method: Any, layout: Layout, features: Tensor, region: Tensor | None = None) -> Any:

@@ -1,0 +1,149 @@
+"""Masks against ground truth on a data set: mIoU, boundary IoU, Dice, resumable image by image.
+
+`evaluate` is the library's function: any models, one pass over the images, so that each image is read once and the
+unpatched model runs once for all it is compared with. `command.run` is what the command calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from structsam_export.console import stop_if_interrupted
+from structsam_export.errors import BadInputError, unknown_name
+from structsam_export.evaluate.store import Store, key_of
+
+if TYPE_CHECKING:
+    from structsam_export.datasets import Sample
+    from structsam_export.evaluate.predictors import Predictor
+
+__all__ = ["VERSION", "Results", "evaluate"]
+
+# Goes into every result's key: raise it whenever the same model and image would give other figures.
+VERSION = 1
+
+
+@dataclass
+class Results:
+    """Results in the order of the samples.
+
+    `images` holds one entry an image: `name`, `group`, `digest`, `objects` (their number), `box_filled` (IoU of the
+    filled bounding boxes) and `scores`, by model and metric, means over the image's objects. `skipped` holds `name`
+    and `why`.
+    """
+
+    images: list[dict[str, Any]] = field(default_factory=list)
+    skipped: list[dict[str, str]] = field(default_factory=list)
+    reused: int = 0
+
+    @property
+    def objects(self) -> int:
+        return sum(image["objects"] for image in self.images)
+
+
+def evaluate(
+    samples: Sequence[Sample],
+    predictors: Sequence[Predictor],
+    *,
+    protocol: str = "sam",
+    prompt: str = "box",
+    store: Store | None = None,
+    skip_bad: bool = False,
+    say: Callable[[str], None] | None = None,
+) -> Results:
+    """Draw the objects of every image with every model, and compare them with the true masks.
+
+    Args:
+        samples: images with their masks.
+        predictors: the models; names must differ.
+        protocol: a key of `protocols.PROTOCOLS`.
+        prompt: "box" or "point", derived from the true masks.
+        store: where results are kept and looked up; None: in memory only.
+        skip_bad: leave out images that cannot be read, and list them.
+        say: called with the image's name after each.
+
+    Raises:
+        UsageError: unknown protocol or prompt.
+        BadInputError: an image or its masks cannot be used (without `skip_bad`), or none can.
+    """
+    check_names(protocol, prompt)
+    facts: dict[str, Any] = {"version": VERSION, "protocol": protocol, "prompt": prompt}
+    results = Results()
+    for sample in samples:
+        stop_if_interrupted()
+        try:
+            found = one_image(sample, predictors, facts, store, results)
+        except BadInputError as error:
+            if not skip_bad:
+                raise type(error)(f"{error} Or pass --skip-bad to leave such images out.") from error
+            results.skipped.append({"name": sample.name, "why": str(error)})
+        else:
+            results.images.append(found)
+        if say is not None:
+            say(sample.name)
+    if not results.images:
+        raise BadInputError(f"None of {len(results.skipped)} images can be used. Check the data set's folder.")
+    return results
+
+
+def check_names(protocol: str, prompt: str) -> None:
+    """Refuse an unknown protocol or prompt.
+
+    Raises:
+        UsageError: with the known names.
+    """
+    from structsam_export.evaluate.protocols import PROMPTS, PROTOCOLS
+
+    if protocol not in PROTOCOLS:
+        raise unknown_name("protocol", protocol, PROTOCOLS)
+    if prompt not in PROMPTS:
+        raise unknown_name("prompt", prompt, PROMPTS)
+
+
+def one_image(
+    sample: Sample, predictors: Sequence[Predictor], facts: dict[str, Any], store: Store | None, results: Results
+) -> dict[str, Any]:
+    """The results of one image, from the store where it has them."""
+    digest = sample.digest()
+    keys = {p.name: key_of({**facts, "model": p.identity, "digest": digest}) for p in predictors}
+    kept = store.get(sample.name) if store is not None else {}
+    scores = kept.get("scores", {}) if kept.get("digest") == digest else {}
+    missing = [p for p in predictors if scores.get(p.name, {}).get("key") != keys[p.name]]
+    if missing:
+        made = scored(sample, missing, facts, keys)
+        kept = {
+            "name": sample.name,
+            "group": sample.group,
+            "digest": digest,
+            **made,
+            "scores": {**scores, **made["scores"]},
+        }
+        if store is not None:
+            store.put(sample.name, kept)
+    else:
+        results.reused += 1
+    return {**kept, "group": sample.group, "scores": {p.name: kept["scores"][p.name] for p in predictors}}
+
+
+def scored(
+    sample: Sample, predictors: Sequence[Predictor], facts: dict[str, Any], keys: dict[str, str]
+) -> dict[str, Any]:
+    """One image through some models: `objects`, `box_filled` and `scores`, with the values of every object."""
+    from statistics import fmean
+
+    from structsam_export.evaluate import metrics
+    from structsam_export.evaluate.protocols import PROTOCOLS, filled_boxes
+
+    cases, scores = {}, {}  # type: ignore[var-annotated]
+    for predictor in predictors:
+        view = predictor.size, predictor.preprocessing
+        if view not in cases:
+            cases[view] = PROTOCOLS[facts["protocol"]](sample, *view, facts["prompt"])
+        case = cases[view]
+        each = metrics.scores(case.draw(predictor.logits(case)), case.truth)
+        means = {name: fmean(values) for name, values in each.items()}
+        scores[predictor.name] = {"key": keys[predictor.name], **means, "each": each}
+        stop_if_interrupted()
+    filled = metrics.scores(filled_boxes(case.truth), case.truth)["iou"]
+    return {"objects": len(case.truth), "box_filled": fmean(filled), "scores": scores}
