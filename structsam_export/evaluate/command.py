@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -174,7 +175,7 @@ def job_of(config: ExportConfig | None, folder: Path | None) -> tuple[Job, Manif
 
     if folder is None:
         assert config is not None
-        return Job.prepare(config), None
+        return Job.prepare(replace(config, precision="fp32")), None
     manifest = Manifest.read(folder)
     job = Job.prepare(manifest.config)
     if job.loaded.sha256 != manifest.model["sha256"]:

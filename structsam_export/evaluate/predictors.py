@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 RUNNERS = ("eager", "ort", "engine")
 DENSE = "dense"  # the unpatched model, which differences are taken to
 # Options that change files or speed, but no mask.
-IRRELEVANT = ("schema", "checkpoint", "precision", "backend", "target", "opset", "batch", "images")
+IRRELEVANT = ("schema", "checkpoint", "precision", "form", "backend", "target", "opset", "batch", "images")
 
 
 class Predictor(Protocol):
