@@ -22,9 +22,10 @@ class ExportConfig:
 
     `checkpoint` and `images` are paths as text; `rate` is the fraction of tokens removed, as a number or by layers
     ("0.3:0-5,0.6:6-11"), None for the method's default; `layers` None for the method's own (all, but for cubist from
-    a quarter of the depth on); `precision` "auto" becomes fp16, or fp32 where that would not do; `params` are the method's own parameters as (name, value) pairs; `target` is
-    a comma list of sm86, sm89, ... or "current", or "auto" (this GPU, else sm86,sm89); `form` is what the graph is
-    written for: "portable", "attention" (ONNX's operator, opset 23) or "ort-cpu" (ONNX Runtime on a CPU, FP32).
+    a quarter of the depth on); `precision` "auto" becomes fp16, or fp32 where that would not do; `params` are the
+    method's own parameters as (name, value) pairs; `target` is a comma list of sm86, sm89, ... or "current", or "auto"
+    (this GPU, else sm86,sm89); `form` is what the graph is written for: "portable", "attention" (ONNX's operator,
+    opset 23) or "ort-cpu" (ONNX Runtime on a CPU, FP32).
     """
 
     model: str = "demo"

@@ -86,8 +86,8 @@ def parts_of(path: Path) -> dict[str, str]:
             part = "linear" if any(name in weights for name in node.input[1:2]) else "attention"
         elif node.op_type in ATTENTION:
             part = "attention"
-        elif node.op_type == "Scan" or node.op_type == "Add" and any(i in weights for i in node.input):  # portions of an MLP, see `rewrite.mlp_blocks`
-            part = "linear"
+        elif node.op_type == "Scan" or (node.op_type == "Add" and any(i in weights for i in node.input)):
+            part = "linear"  # a Scan is an MLP in portions, see `rewrite.mlp_blocks`
         else:
             part = "other"
         parts[node.name] = part

@@ -1,4 +1,4 @@
-"""MatMul-Softmax-MatMul as operators that hold all three see it: queries, keys and values with the same leading axes."""
+"""MatMul-Softmax-MatMul as operators that hold all three see it: queries, keys, values with the same leading axes."""
 
 from __future__ import annotations
 
