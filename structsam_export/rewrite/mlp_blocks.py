@@ -87,7 +87,8 @@ def of_rows(node: Any, known: set[str]) -> bool:
         others = [weight, *bias]
     else:
         bias = others = [t for t in node.inputs if t.name not in known]
-    same = all(len(s := static_shape(t) or [0, 0, 0]) < 2 or (len(s) == 2 and s[0] == 1) for t in bias)
+    shapes = [static_shape(t) for t in bias]
+    same = all(s is not None and len(s) <= 2 and s[:-1] in ([], [1]) for s in shapes)
     return same and not any(t.inputs for t in others)
 
 
@@ -133,7 +134,8 @@ def in_portions(graph: gs.Graph, x: Any, nodes: list[Any], rows: int, portion: i
     )
     result = add(graph, "Scan", [portions], out, [count, portion, wide[-1]], num_scan_inputs=1)
     back = add(graph, "Reshape", [result, integers(graph, f"{out.name}.rows", wide)], out, wide)
-    one = gs.Variable(fresh(graph, f"{x.name}.portion"), x.dtype, [portion, depth])
+    # Both are named after the result, as several MLPs may read the same rows.
+    one = gs.Variable(fresh(graph, f"{out.name}.portion.from"), x.dtype, [portion, depth])
     take_over(back.inputs[0], out)
     last = gs.Variable(fresh(graph, f"{out.name}.portion"), out.dtype, [portion, wide[-1]])
     nodes[-1].outputs = [last]
