@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from bench_files import folder_of, outer_product
 
 from structsam_export import cli as command_line
 
@@ -91,7 +92,15 @@ def test_doctor_names_every_backend(command):
         (["--layers", "0,99"], 2, "blocks 0 to 7"),
         (["--layers", "first"], 2, "all, last5, global"),
         (["--model", "vit_x"], 2, "vit_b"),
-        (["--precision", "int8"], 2, "fp32"),
+        (["--precision", "int8"], 2, "auto, fp16, fp32, bf16"),
+        (["--form", "tensorrt"], 2, "portable, attention, ort-cpu"),
+        (["--form", "attention"], 2, "--opset 23"),
+        (["--form", "attention", "--opset", "23", "--precision", "fp32"], 2, "FP16 and BF16 only"),
+        (["--form", "attention", "--opset", "23", "--precision", "fp32", "--backend", "tensorrt"], 2, "--backend none"),
+        (["--form", "ort-cpu", "--precision", "fp16"], 2, "computes in FP32"),
+        (["--form", "ort-cpu", "--backend", "tensorrt-rtx"], 2, "Pass another --form"),
+        (["trace", "--form", "ort-cpu", "--precision", "bf16"], 2, "computes in FP32"),
+        (["trace", "--form", "attention", "--opset", "22"], 2, "--opset 23"),
         (["--backend", "cuda"], 2, "tensorrt-rtx"),
         (["--batch", "0"], 2, "--batch"),
         (["--opset", "11"], 2, "18 to 23"),
@@ -117,6 +126,38 @@ def test_backend_that_is_not_installed(command, tmp_path, monkeypatch):
     status, _, err = command("--backend", "tensorrt", "--output", tmp_path / "out")
     assert status == 4
     assert "pip install" in err
+
+
+def test_a_graph_for_onnx_runtime_is_not_built(command, tmp_path, monkeypatch):
+    """Whatever is installed; and nothing is asked of it."""
+    folder = folder_of(tmp_path / "mine", outer_product(4, 4), precision="fp32", form="ort-cpu")
+    monkeypatch.setattr("structsam_export.build.choose_backend", lambda requested: "tensorrt-rtx")
+    monkeypatch.setattr("structsam_export.build.resolve_targets", lambda spec, backend: ("sm86",))
+    monkeypatch.setattr("structsam_export.build.build_engine", lambda *_: pytest.fail("an engine was built"))
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    status, out, err = command("build", folder)
+    assert (status, out) == (2, "")
+    assert "written for ONNX Runtime on a CPU. Export without --form ort-cpu" in " ".join(err.split())
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_no_backend_is_fine_for_onnx_runtime(command, tmp_path):
+    """And no advice to install one."""
+    folder = folder_of(tmp_path / "mine", outer_product(4, 4), precision="fp32", form="ort-cpu")
+    status, _, err = command("build", folder, "--backend", "none")
+    assert status == 0
+    assert "No engine built" not in err
+
+
+def test_a_trace_may_be_of_what_no_backend_builds(command, tmp_path, monkeypatch):
+    """Stage trace has no --backend to say so."""
+    asked = []
+    monkeypatch.setattr(
+        "structsam_export.pipeline.trace_only", lambda config, output, force: asked.append(config) or output
+    )
+    arguments = ("--form", "attention", "--opset", "23", "--precision", "fp32", "--output", tmp_path / "out")
+    assert command("trace", *arguments)[0] == 0
+    assert [(c.form, c.opset, c.precision, c.backend) for c in asked] == [("attention", 23, "fp32", "none")]
 
 
 def test_unreadable_photo(command, tmp_path):

@@ -27,24 +27,28 @@ CASES += [
     {"method": "sparsesam", "rate": 0.6, "mlp": "residual-consistency", "mlp_density": 0.4},
     {"method": "pitome", "rate": "0.3:0-3,0.5:4-7", "mlp": "residual-consistency"},
     {"method": "gradtome", "compat": "thesis"},
+    {"method": "structsam", "form": "attention", "opset": 23, "backend": "none"},
+    {"method": "structsam", "form": "ort-cpu", "backend": "auto"},
 ]
+OWN_OPERATORS = {"portable": set(), "attention": {"Attention"}, "ort-cpu": {"MultiHeadAttention", "Scan"}}
 
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory):
-    """One full run of the bare command (structsam .5), kept for all tests of this file."""
+    """One full run (structsam .5, FP32), kept for all tests of this file."""
     return run_export(tmp_path_factory.mktemp("export") / "out", method="structsam", variant="cell")
 
 
 def run_export(folder: Path, **given) -> Path:
+    """FP32 throughout, whose gates are for exactness."""
     from structsam_export.pipeline import export
 
-    config = ExportConfig(
-        **{"rate": 0.5 if given["method"] != "none" else None, **given}, backend=BACKEND, target="sm86"
-    )
+    plain = {"rate": 0.5 if given["method"] != "none" else None, "backend": BACKEND}
+    config = ExportConfig(**{**plain, **given}, precision="fp32", target="sm86")
     report, made = export(config, folder)
     assert made == folder
     assert report["passed"], report["parity"]
+    assert list(report["parity"]) == ["onnx_raw", "onnx"]
     for row in report["parity"].values():
         assert row["max_rel"] <= 1e-4
         assert row["mask_iou_mean"] >= 0.9999
@@ -199,6 +203,10 @@ def test_every_method_exports_static_and_exact(case, exported, tmp_path, monkeyp
     folder = exported if case == {"method": "structsam", "variant": "cell"} else run_export(tmp_path / "out", **case)
     graph = onnx.load(str(folder / "encoder.onnx")).graph
     constants = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+    every = {op for own in OWN_OPERATORS.values() for op in own}
+    assert {n.op_type for n in graph.node} & every == OWN_OPERATORS[case.get("form", "portable")]
+    if case.get("form") == "ort-cpu":
+        assert report_of(folder)["engine"] is None and list(folder.glob("*.engine")) == []
     for node in graph.node:
         assert node.op_type != "NonZero"
         if node.op_type.startswith("Scatter"):
@@ -255,7 +263,7 @@ def run_cli(*arguments) -> int:
 def test_stages_one_by_one(tmp_path, exported, capsys):
     """trace, rewrite, build, validate on a folder give the full run's graphs and verdict."""
     folder = tmp_path / "staged"
-    assert run_cli("trace", "--output", folder) == 0
+    assert run_cli("trace", "--precision", "fp32", "--output", folder) == 0
     assert run_cli("build", folder) == 5, "there is nothing to build before rewriting"
     assert run_cli("rewrite", folder) == 0
     assert run_cli("build", folder, "--backend", "none") == 0
@@ -292,42 +300,45 @@ def test_broken_graph_fails_parity_and_keeps_its_files(copy):
 
 
 LOW = [
-    {"method": "structsam", "precision": "fp16"},
+    {"method": "structsam"},
+    {"method": "structsam", "form": "attention", "opset": 23},
     {"method": "sparsesam", "variant": "diagonal", "precision": "fp16"},
     {"method": "structsam", "variant": "bsm", "precision": "bf16"},
 ]
 
 
-@pytest.mark.parametrize("case", LOW, ids=lambda case: "-".join(case.values()))
+@pytest.mark.parametrize("case", LOW, ids=lambda case: "-".join(map(str, case.values())))
 def test_low_precision_passes_its_gates_and_builds(case, tmp_path, monkeypatch):
-    """The FP32 graph is validated first, as its reference; then the typed one, rounded as it stores."""
+    """FP16 unless told otherwise. The FP32 graph is validated first, as its reference; then the typed one, rounded."""
     from structsam_export.pipeline import export
 
     monkeypatch.setattr(latency, "ROUNDS", 1)
-    folder = tmp_path / "out"
+    folder, kind = tmp_path / "out", case.get("precision", "fp16")
     report, _ = export(ExportConfig(**case, rate=0.5, backend=BACKEND, target="sm86"), folder)
     assert report["passed"], report["parity"]
     assert list(report["parity"]) == ["onnx_raw", "onnx_fp32", "onnx"]
     assert report["parity"]["onnx_fp32"]["max_rel"] <= 1e-4
     row = report["parity"]["onnx"]
     assert row["against"] == "onnx_fp32" and row["max_rel"] > 1e-5
-    if case["precision"] == "fp16":
+    if kind == "fp16":
         assert row["mask_iou_mean"] >= 0.998 and row["mask_iou_min"] >= 0.99
         assert row["decision_agreement"] is None or row["decision_agreement"] >= 0.995
     made = report["precision"]
-    assert made["kind"] == case["precision"] and 0 < max(made["largest"].values()) < 65504 / 4
+    assert Manifest.read(folder).config.precision == made["kind"] == kind
+    assert 0 < max(made["largest"].values()) < 65504 / 4
     assert made["bytes"] <= 0.52 * made["bytes_before"]
     types = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
     weights = onnx.load(str(folder / "encoder.onnx")).graph.initializer
-    low = sum(t.data_type == types[case["precision"]] for t in weights if len(t.dims) == 2)
+    low = sum(t.data_type == types[kind] for t in weights if len(t.dims) == 2)
     assert low >= 4 * 8  # two for the MLP, three or four for attention, of eight blocks
     assert {p.name for p in folder.iterdir()} == {*Manifest.read(folder).files, "manifest.json"}
     assert "Precision" in (folder / "report.html").read_text()
 
 
 def test_stages_one_by_one_in_fp16(tmp_path):
+    """The default."""
     folder = tmp_path / "staged"
-    assert run_cli("trace", "--precision", "fp16", "--output", folder) == 0
+    assert run_cli("trace", "--output", folder) == 0
     assert run_cli("rewrite", folder) == 0
     types = {t.data_type for t in onnx.load(str(folder / "encoder.onnx")).graph.initializer}
     assert onnx.TensorProto.FLOAT16 in types

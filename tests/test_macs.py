@@ -235,6 +235,19 @@ def test_the_merged_graph_is_the_closed_form_with_proj_on_kept_tokens(tmp_path, 
 
 SIZES = {"a": [2, 3, 4], "b": [2, 4, 5], "m": [4, 5], "y": [2, 3, 5], "image": [1, 6, 8, 8], "w": [6, 2, 3, 3]}
 SIZES |= {"conv": [1, 6, 4, 4], "t": [3, 4], "g": [3, 5]}
+# Five queries and seven keys; values are six wide, and three heads stand alone or among the channels.
+SIZES |= {"q4": [2, 3, 5, 4], "k4": [2, 3, 7, 4], "v4": [2, 3, 7, 6], "o4": [2, 3, 5, 6]}
+SIZES |= {"q3": [2, 5, 12], "k3": [2, 7, 12], "v3": [2, 7, 18], "o3": [2, 5, 18]}
+# Eight portions of three rows, with a weight of the graph around them and a product of their own after it.
+SIZES |= {"portions": [8, 3, 4], "done": [8, 3, 1]}
+BODY = onnx.helper.make_graph(
+    [node("MatMul", "one m", "wide"), node("MatMul", "wide own", "last")],
+    "body",
+    [onnx.helper.make_tensor_value_info("one", onnx.TensorProto.FLOAT, [3, 4])],
+    [onnx.helper.make_tensor_value_info("last", onnx.TensorProto.FLOAT, [3, 1])],
+    [onnx.helper.make_tensor("own", onnx.TensorProto.FLOAT, [5, 1], [1.0] * 5)],
+    value_info=[onnx.helper.make_tensor_value_info("wide", onnx.TensorProto.FLOAT, [3, 5])],
+)
 
 
 @pytest.mark.parametrize(
@@ -246,6 +259,9 @@ SIZES |= {"conv": [1, 6, 4, 4], "t": [3, 4], "g": [3, 5]}
         (node("Einsum", "a b", "y", equation="nik, nkj -> nij"), 2 * 3 * 5 * 4),
         (node("Conv", "image w", "conv", group=3, strides=[2, 2], pads=[1, 1, 1, 1]), 6 * 4 * 4 * 2 * 9),
         (node("LayerNormalization", "a m", "a"), 5 * 2 * 3 * 4),
+        (node("Attention", "q4 k4 v4", "o4"), 2 * 3 * 5 * 7 * (4 + 6)),
+        (node("MultiHeadAttention", "q3 k3 v3", "o3", num_heads=3), 2 * 3 * 5 * 7 * (4 + 6)),
+        (node("Scan", "portions", "done", body=BODY, num_scan_inputs=1), 8 * (3 * 5 * 4 + 3 * 5)),
         (node("Softmax", "a", "a"), 0),
         (node("Add", "nowhere a", "a"), 0),
     ],

@@ -54,6 +54,7 @@ def apply_rules(graph: gs.Graph, skipped: list[str] | None = None, form: str = "
     # Rules that meet fixed indices leave arithmetic on constants behind, those of a form views of views.
     for name in ("fold_constants", *(("reshape_chain",) if FORMS[form] else ())):
         counts[name] += import_module(RULES[name]).apply(graph, reasons)
+        graph.cleanup(remove_unused_graph_inputs=False).toposort()
     return counts
 
 

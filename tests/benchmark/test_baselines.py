@@ -36,6 +36,12 @@ def made(monkeypatch):
     return configs
 
 
+def bare(**given):
+    """What is exported: the stock encoder in FP32, and no engine."""
+    plain = {"checkpoint": "w.pth", "method": "none", "precision": "fp32", "backend": "none", "opset": 20, "batch": 2}
+    return ExportConfig(**{**plain, **given})
+
+
 @pytest.fixture
 def ours(tmp_path):
     return folder_of(tmp_path / "mine", SMALL, sha256=SHA, checkpoint="w.pth", rate=0.5, opset=20, batch=2)
@@ -50,7 +56,7 @@ def test_made_once_beside_the_folder_and_reused(made, ours):
     targets = baselines_of(str(ours))
     assert targets == [f"plain={beside / 'encoder.raw.onnx'}", f"rewritten={beside}"]
     # The same model in every way but for merging, or it would be compared with something else.
-    assert made == [ExportConfig(checkpoint="w.pth", method="none", opset=20, batch=2)]
+    assert made == [bare()]
     before = stamps(beside)
     assert baselines_of(f"named={ours}") == targets
     assert len(made) == 1 and stamps(beside) == before
@@ -59,7 +65,7 @@ def test_made_once_beside_the_folder_and_reused(made, ours):
 
 def test_rewritten_where_only_traced(made, ours):
     beside = ours.parent / "demo-none-r0-fp32"
-    config = {"checkpoint": "w.pth", "method": "none", "opset": 20, "batch": 2, "rate": 0.0}
+    config = {**vars(bare()), "rate": 0.0}
     folder_of(beside, SMALL, sha256=SHA, files=("encoder.raw.onnx",), **config)
     baselines_of(str(ours))
     assert made == [] and "encoder.onnx" in Manifest.read(beside).files
@@ -67,11 +73,11 @@ def test_rewritten_where_only_traced(made, ours):
 
 @pytest.mark.parametrize(
     "other",
-    [{"sha256": "b" * 64}, {"batch": 1}, {"opset": 18}, {"method": "structsam"}],
+    [{"sha256": "b" * 64}, {"batch": 1}, {"opset": 18}, {"method": "structsam"}, {"precision": "fp16"}],
     ids=lambda other: next(iter(other)),
 )
 def test_made_again_where_it_is_of_something_else(made, ours, other):
-    config = {"checkpoint": "w.pth", "method": "none", "opset": 20, "batch": 2, "rate": 0.0, "sha256": SHA}
+    config = {**vars(bare()), "rate": 0.0, "sha256": SHA}
     folder_of(ours.parent / "demo-none-r0-fp32", SMALL, **{**config, **other})
     baselines_of(str(ours))
     assert len(made) == 1
@@ -79,10 +85,26 @@ def test_made_again_where_it_is_of_something_else(made, ours, other):
 
 
 def test_reused_whatever_engines_it_was_made_for(made, ours):
-    config = {"checkpoint": "elsewhere/w.pth", "method": "none", "opset": 20, "batch": 2, "rate": 0.0}
-    folder_of(ours.parent / "demo-none-r0-fp32", SMALL, sha256=SHA, backend="none", target="sm86", **config)
+    config = {**vars(bare()), "checkpoint": "elsewhere/w.pth", "rate": 0.0, "backend": "auto", "target": "sm86"}
+    folder_of(ours.parent / "demo-none-r0-fp32", SMALL, sha256=SHA, **config)
     baselines_of(str(ours))
     assert made == []
+
+
+@pytest.mark.parametrize(("form", "opset"), [("attention", 23), ("ort-cpu", 20)])
+def test_in_the_form_of_the_target(made, tmp_path, form, opset):
+    """Or the form's gains would count as merging's. The other form's folder is another."""
+    folder_of(tmp_path / "portable", SMALL, sha256=SHA, checkpoint="w.pth", rate=0.5, opset=opset, batch=2)
+    ours = folder_of(
+        tmp_path / "mine", SMALL, sha256=SHA, checkpoint="w.pth", rate=0.5, opset=opset, batch=2, form=form
+    )
+    beside = tmp_path / f"demo-none-r0-fp32-{form}"
+    targets = baselines_of(str(ours))
+    assert targets == [f"plain={beside / 'encoder.raw.onnx'}", f"rewritten={beside}"]
+    assert made == [bare(form=form, opset=opset)]
+    assert baselines_of(str(tmp_path / "portable"))[1] == f"rewritten={tmp_path / 'demo-none-r0-fp32'}"
+    assert baselines_of(str(ours)) == targets
+    assert made == [bare(form=form, opset=opset), bare(opset=opset)]
 
 
 def test_a_bare_onnx_file_has_no_model(made, tmp_path):

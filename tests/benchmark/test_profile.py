@@ -6,11 +6,11 @@ import onnx
 import onnx_graphsurgeon as gs
 import pytest
 from bench_files import dense, merged, save
-from graphs import graph_of, node
+from graphs import graph_of, node, traced
 from onnx import helper
 
-from structsam_export.benchmark.profile import PARTS, part_of, parts_of, summary
-from structsam_export.rewrite import apply_rules
+from structsam_export.benchmark.profile import PARTS, outermost, part_of, parts_of, summary
+from structsam_export.rewrite import apply_rules, mlp_blocks
 
 EXPECTED = {
     "make_lin": "linear",
@@ -103,8 +103,9 @@ def test_fused_nodes_belong_to_the_node_they_are_named_after():
     assert part_of("/blocks.0/made_up", "Transpose", parts) == "other"
 
 
-def event(name, op, microseconds, index, suffix="_kernel_time"):
-    return {"name": name + suffix, "dur": microseconds, "args": {"op_name": op, "node_index": str(index)}}
+def event(name, op, microseconds, index, suffix="_kernel_time", start=0):
+    arguments = {"op_name": op, "node_index": str(index)}
+    return {"name": name + suffix, "ts": start, "dur": microseconds, "args": arguments}
 
 
 def test_a_summary_takes_each_nodes_fastest_run(graph, tmp_path):
@@ -124,6 +125,58 @@ def test_a_summary_takes_each_nodes_fastest_run(graph, tmp_path):
     assert found["total_ms"] == 7.75
     assert found["merging_share"] == round(3 / 7.75, 4)
     assert list(found["ops_ms"].items()) == [("Gemm", 4.0), ("Gather", 2.0), ("TopK", 1.0), ("Transpose", 0.75)]
+
+
+def scan(start, microseconds=100, index=0):
+    return event("portions", "Scan", microseconds, index, start=start)
+
+
+def test_nodes_of_a_loops_body_are_the_loops(graph, tmp_path):
+    """ONNX Runtime reports both, and the loop's time holds the time of all its portions."""
+    path = save(gs.export_onnx(graph), tmp_path / "hand.onnx")
+    events = [
+        event("make_lin", "Gemm", 1000, 0, start=0),
+        # As they end: the nodes of a portion come before their loop; numbers begin anew in a body.
+        event("make_lin", "Gemm", 300, 0, start=1100),
+        event("make_lin", "Gemm", 400, 0, start=1500),
+        event("body", "Erf", 500, 1, start=2100),
+        scan(1001, 3000, 1),
+        event("top", "TopK", 250, 2, start=4001),
+        # The same once more, a little slower.
+        event("make_lin", "Gemm", 1200, 0, start=10_000),
+        event("make_lin", "Gemm", 10, 0, start=11_300),
+        event("body", "Erf", 600, 1, start=11_900),
+        scan(11_201, 3100, 1),
+        event("top", "TopK", 260, 2, start=14_301),
+    ]
+    found = summary(path, events)
+    assert found["ops_ms"] == {"Scan": 3.0, "Gemm": 1.0, "TopK": 0.25}
+    assert found["total_ms"] == 4.25
+
+
+def test_only_events_within_a_loop_are_dropped():
+    before, first, inside, last = (event("n", "Add", 5, i, start=s) for i, s in enumerate((99, 101, 150, 199)))
+    at_the_end, after = event("n", "Add", 5, 8, start=200), event("n", "Add", 5, 9, start=250)
+    second, within = scan(300), event("n", "Add", 5, 10, start=350)
+    events = [before, first, inside, last, scan(100), at_the_end, after, second, within]
+    assert outermost(events) == [before, events[4], at_the_end, after, second]
+    assert outermost([before, after]) == [before, after]
+    assert outermost([]) == []
+
+
+def test_attention_and_loops_have_parts(tmp_path, monkeypatch):
+    """A form's operators belong to the part of what they stand for."""
+    monkeypatch.setattr(mlp_blocks, "ROWS", 9)
+    found = {}
+    for form, opset in (("attention", 23), ("ort-cpu", 18)):
+        made = gs.import_onnx(onnx.shape_inference.infer_shapes(traced("none", None, (), 1, opset)))
+        made.outputs = made.outputs[:1]
+        apply_rules(made, form=form)
+        model = gs.export_onnx(made)
+        parts = parts_of(save(model, tmp_path / f"{form}.onnx"))
+        found[form] = {n.op_type: parts[n.name] for n in model.graph.node}
+    assert found["attention"]["Attention"] == found["ort-cpu"]["MultiHeadAttention"] == "attention"
+    assert found["ort-cpu"]["Scan"] == "linear"
 
 
 def test_no_events_are_no_division_by_zero(graph, tmp_path):

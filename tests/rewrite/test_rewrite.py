@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
-from graphs import run, traced
+from graphs import MODULES, run, traced
 
 import structsam_export.rewrite as rewriting
 from structsam_export.methods import METHODS, method_class
@@ -50,17 +50,17 @@ def image():
 
 
 def test_every_rule_is_registered_and_has_its_test():
-    helpers = {"__init__", "match", "weights", "layout"}
+    helpers = {"__init__", "match", "weights", "layout", "softmax_attention"}
     modules = {p.stem for p in PACKAGE.glob("*.py")} - helpers
-    assert modules == set(RULES)
-    assert all(module == f"{PACKAGE.parent.name}.rewrite.{rule}" for rule, module in RULES.items())
-    tests = {p.stem.removeprefix("test_") for p in Path(__file__).parent.glob("test_*.py")} - {"rewrite", "weights"}
-    assert tests == set(RULES)
+    assert modules == set(MODULES)
+    assert all(module == f"{PACKAGE.parent.name}.rewrite.{rule}" for rule, module in MODULES.items())
+    tests = {p.stem.removeprefix("test_") for p in Path(__file__).parent.glob("test_*.py")}
+    assert tests == {*MODULES, "rewrite", "weights", "softmax_attention", "forms"}
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", MODULES)
 def test_a_rule_says_what_it_does(rule):
-    module = import_module(RULES[rule])
+    module = import_module(MODULES[rule])
     assert module.__doc__ and module.apply.__doc__
 
 
