@@ -12,7 +12,7 @@ import click
 
 from structsam_export import __version__
 from structsam_export.cli.lists import doctor, methods
-from structsam_export.cli.quality import evaluate
+from structsam_export.cli.quality import evaluate, sweep
 from structsam_export.cli.speed import bench
 from structsam_export.cli.stages import build, export, rewrite, trace, validate
 from structsam_export.console import interrupt
@@ -45,7 +45,7 @@ def cli() -> None:
     """
 
 
-for command in (export, trace, rewrite, build, validate, bench, evaluate, methods, doctor):
+for command in (export, trace, rewrite, build, validate, bench, evaluate, sweep, methods, doctor):
     cli.add_command(command)
 
 

@@ -55,8 +55,17 @@ def check_picture(path: Path) -> None:
     """
     if path.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise UsageError(f"Cannot draw {path}. Pass --plot FILE.png, .svg or .pdf.")
-    if not path.absolute().parent.is_dir():
-        raise UsageError(f"Folder {path.absolute().parent} does not exist. Make it, or pass another --plot.")
+    check_file(path, "--plot")
+
+
+def check_file(path: Path | None, option: str) -> None:
+    """Refuse a file that cannot be written, before minutes of work.
+
+    Raises:
+        UsageError: no such folder.
+    """
+    if path is not None and not path.absolute().parent.is_dir():
+        raise UsageError(f"Folder {path.absolute().parent} does not exist. Make it, or pass another {option}.")
 
 
 def print_json(data: Any) -> None:
