@@ -1,7 +1,7 @@
 """How long the encoder takes in PyTorch: every configuration in turns, as ratios to the unpatched model.
 
-PyTorch runs merging as written, operator by operator. These ratios say whether saved MACs are eaten up by moving tokens,
-not what is gained once exported: `bench` measures that.
+PyTorch runs merging as written, operator by operator. These ratios say whether saved MACs are eaten up by moving
+tokens, not what is gained once exported: `bench` measures that.
 """
 
 from __future__ import annotations

@@ -62,10 +62,11 @@ def panel(axis: Any, report: dict[str, Any], cost: str, group: str | None, *, na
     axis.step(xs, ys, where="post", color="#555", linewidth=0.8, zorder=0)
     axis.plot(xs, ys, "o", markerfacecolor="none", markeredgecolor="#222", markersize=11, markeredgewidth=0.7)
     for (x, y), name in best if names else ():
-        axis.annotate(name, (x, y), textcoords="offset points", xytext=(5, 5), fontsize=6)
+        axis.annotate(name, (x, y), textcoords="offset points", xytext=(4, 4), fontsize=6, rotation=30)
     if group is None or len(report["groups"]) == 1:
         axis.axhline(100 * report["loss"], color="#b33", linewidth=0.7, linestyle=":")
     images = "" if group is None else f" ({report['groups'][group]['images']} images)"
+    axis.margins(0.08, 0.12)  # room for names
     axis.set_title((MEAN if group is None else group or report["dataset"]) + images, fontsize=8)
     axis.set_xlabel({"macs": "MACs, ratio to dense", "latency": "latency (eager), ratio to dense"}[cost], fontsize=8)
     axis.set_ylabel("mIoU lost, points", fontsize=8)

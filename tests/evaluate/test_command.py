@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -196,11 +197,11 @@ def test_spectral(run, place):
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """The demo model with merging, as traced and rewritten ONNX."""
+    """The demo model with merging in FP32, as traced and rewritten ONNX."""
     from structsam_export.config import ExportConfig
     from structsam_export.pipeline import rewrite_stage, trace_only
 
-    folder = trace_only(ExportConfig(rate=0.5), tmp_path_factory.mktemp("exported") / "demo")
+    folder = trace_only(ExportConfig(rate=0.5, precision="fp32"), tmp_path_factory.mktemp("exported") / "demo")
     rewrite_stage(folder, Manifest.read(folder))
     return folder
 
@@ -216,6 +217,27 @@ def test_onnx_is_as_good_as_eager(run, place, exported):
     for metric in ("iou", "boundary_iou", "dice"):
         eager, ort = (reports[r]["rows"][1][metric]["mean"] for r in ("eager", "ort"))
         assert ort == pytest.approx(eager, abs=1e-4)
+
+
+def test_the_default_precision_is_rounded_to(run, place, exported, tmp_path):
+    """FP16 on ONNX Runtime is a rounding copy: near FP32, yet not equal to it."""
+    import shutil
+
+    from structsam_export.pipeline import precision_stage
+
+    folder = shutil.copytree(exported, tmp_path / "fp16")
+    manifest = Manifest.read(folder)
+    (folder / "encoder.onnx").rename(folder / "encoder.fp32.onnx")
+    manifest.files["encoder.fp32.onnx"] = manifest.files.pop("encoder.onnx")
+    manifest.config = replace(manifest.config, precision="fp16", images=(str(place / "images" / "s0.png"),))
+    precision_stage(folder, manifest)
+    code, out, err = run(folder, "--dataset", place, "--limit", 1, "--json")
+    assert code == 0, err
+    rows = json.loads(out)["rows"]
+    assert [r["name"] for r in rows] == ["dense", "structsam-r50-fp16 ort"]
+    code, out, _ = run(exported, "--dataset", place, "--limit", 1, "--json")
+    full = json.loads(out)["rows"][1]
+    assert rows[1]["iou"]["mean"] == pytest.approx(full["iou"]["mean"], abs=0.02)
 
 
 def test_a_changed_file_is_refused(run, place, exported, tmp_path):
