@@ -53,7 +53,7 @@ class Job:
         by_layers = isinstance(config.rate, str) and ":" in config.rate
         rate = config.rate if by_layers else schedule.rate
         precision = schedule.precision(config.precision, config.form)
-        if config.precision == "auto" and schedule.fp16_changes_decisions:
+        if config.precision == "auto" and config.form != "ort-cpu" and schedule.fp16_changes_decisions:
             console().print(
                 f"[yellow]FP32[/yellow]: decisions of {config.method} {schedule.method.variant} do not survive FP16; "
                 "pass --precision fp16 for all the same."

@@ -16,10 +16,12 @@ from onnx import helper, numpy_helper
 
 from structsam_export.methods import make_method
 from structsam_export.patch import patched
-from structsam_export.rewrite import RULES
+from structsam_export.rewrite import FORMS, RULES
 from structsam_export.trace import trace_encoder
 
 FLOAT, INT = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
+# Those of every form included.
+MODULES = {rule: module for rules in (RULES, *FORMS.values()) for rule, module in rules.items()}
 
 
 def node(op, inputs, output, **attributes):
@@ -27,13 +29,14 @@ def node(op, inputs, output, **attributes):
     return helper.make_node(op, inputs.split(), [output], name=f"make_{output}", **attributes)
 
 
-def graph_of(nodes, inputs, outputs, **constants):
+def graph_of(nodes, inputs, outputs, opset=18, **constants):
     """An onnx-graphsurgeon graph with shapes inferred.
 
     Args:
         nodes: made by `node`, in order.
         inputs: name -> shape; floats, or integers where the name begins with "i".
         outputs: names, separated by blanks.
+        opset: of ONNX's own operators.
         constants: name -> array or list.
     """
     made = helper.make_graph(
@@ -43,7 +46,7 @@ def graph_of(nodes, inputs, outputs, **constants):
         [helper.make_empty_tensor_value_info(name) for name in outputs.split()],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
-    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
     return gs.import_onnx(onnx.shape_inference.infer_shapes(model)).cleanup().toposort()
 
 
@@ -73,7 +76,7 @@ def ops(graph):
 def apply_once(rule, graph):
     """Run one rule as the pipeline does; returns (times fired, reasons for near matches)."""
     skipped = []
-    fired = import_module(RULES[rule]).apply(graph, skipped)
+    fired = import_module(MODULES[rule]).apply(graph, skipped)
     graph.cleanup(remove_unused_graph_inputs=False).toposort()
     return fired, skipped
 
@@ -109,10 +112,10 @@ def check_left_alone(rule, graph, reason=None):
 
 
 @cache
-def traced(method, variant, layers, batch):
+def traced(method, variant, layers, batch, opset=18):
     """A tiny encoder (6x6 tokens, windows of 4, block 1 global) with merging in `layers`, traced; weights inside."""
     encoder = tiny_encoder(image=(96, 96))
     with patched(encoder, make_method(method, 0.5, variant), layers), TemporaryDirectory() as folder:
         path = Path(folder) / "encoder.onnx"
-        trace_encoder(encoder, 96, path, batch=batch)
+        trace_encoder(encoder, 96, path, batch=batch, opset=opset)
         return onnx.load(path)

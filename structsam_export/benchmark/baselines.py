@@ -34,6 +34,7 @@ def baselines_of(target: str) -> list[str]:
         own.config.checkpoint,
         method="none",
         precision="fp32",
+        backend="none",
         batch=own.config.batch,
         opset=own.config.opset,
         form=form,

@@ -17,7 +17,6 @@ PARTS = ("linear", "attention", "decide", "move", "other")
 SUFFIX = "_kernel_time"
 PRODUCTS = ("MatMul", "Gemm", "Einsum", "Conv", "ConvTranspose")
 ATTENTION = ("Softmax", "Attention", "MultiHeadAttention")
-LOOP = "linear"  # of an MLP's portions, see `rewrite.mlp_blocks`
 # What a decision's rows pass through before the product they are made for.
 CARRIES = ("Reshape", "ReduceMean", "Concat", "Slice", "Split", "Unsqueeze", "Squeeze", "Expand", "Transpose", "Cast")
 
@@ -87,10 +86,8 @@ def parts_of(path: Path) -> dict[str, str]:
             part = "linear" if any(name in weights for name in node.input[1:2]) else "attention"
         elif node.op_type in ATTENTION:
             part = "attention"
-        elif node.op_type == "Scan":
-            part = LOOP
-        elif node.op_type == "Add" and any(i in weights for i in node.input):
-            part = "linear"
+        elif node.op_type == "Scan" or (node.op_type == "Add" and any(i in weights for i in node.input)):
+            part = "linear"  # a Scan is an MLP in portions, see `rewrite.mlp_blocks`
         else:
             part = "other"
         parts[node.name] = part

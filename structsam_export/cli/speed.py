@@ -40,7 +40,7 @@ def bench(
 
     \b
     Example:
-      structsam-export bench engines/demo-structsam-r50-fp32 --baselines --profile --plot bench.png
+      structsam-export bench engines/demo-structsam-r50-fp16 --baselines --profile --plot bench.png
     """
     from structsam_export.benchmark import bench as run
     from structsam_export.benchmark import table, variants_of

@@ -47,7 +47,7 @@ def trace(output: Path | None, force: bool, **given: Any) -> None:
     """
     from structsam_export.pipeline import trace_only
 
-    click.echo(trace_only(config_of(given), output, force=force))
+    click.echo(trace_only(config_of({**given, "backend": "none"}), output, force=force))
 
 
 @click.command()

@@ -7,11 +7,11 @@ Independent implementation; not verified against the authors' code.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from structsam_export.methods.base import MergeMethod
-from structsam_export.methods.cells import SIZE, cell_indices, cell_plan, merged_cells, rank_pads_first
+from structsam_export.methods.cells import SIZE, cell_indices, cell_plan, merged_cells, pad_slots, rank_pads_first
 from structsam_export.methods.matching import comparison_rank, unit_features
 
 if TYPE_CHECKING:
@@ -53,7 +53,9 @@ class ALGM(MergeMethod):
             spread = (of_cell - of_cell.mean(2, keepdim=True)).square().sum((2, 3))
             spread = rank_pads_first(spread, layout)
         dst = torch.full(spread.shape, SIZE - 1, dtype=torch.int64, device=unit.device)
-        return cell_plan(spread, dst, layout, self.removed(layout) // 3)
+        merged = self.removed(layout) // 3
+        plan = cell_plan(spread, dst, layout, merged)
+        return plan if self.compat else replace(plan, pads=pad_slots(layout, merged))
 
     def macs(self, layout: Layout, head_dim: int) -> int:
         """No products of tokens: the score is a sum of squares."""

@@ -72,6 +72,20 @@ def pad_ranks(layout: Layout) -> tuple[tuple[float, ...], ...]:
     )
 
 
+@lru_cache(maxsize=64)
+def pad_slots(layout: Layout, merged: int) -> tuple[tuple[int, ...], ...]:
+    """Slots of `cell_plan` that hold pads alone if cells were ranked with pads first, for each window."""
+    cells, rest = cell_indices(layout.side)
+    kept = (len(cells) - merged) * SIZE + len(rest)
+
+    def slots(pads: int) -> tuple[int, ...]:
+        together = range(kept, kept + min(pads, merged))
+        alone = range(SIZE * max(pads - merged, 0))
+        return (*alone, *together)
+
+    return tuple(slots(sum(all(cell) for cell in by_cell)) for by_cell in pads_of_cells(layout))
+
+
 def rank_pads_first(rank_by: Tensor, layout: Layout) -> Tensor:
     """Scores of cells (B, C), smallest merges first, with those of cells that hold pads replaced by `pad_ranks`."""
     import torch

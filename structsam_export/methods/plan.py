@@ -34,6 +34,7 @@ class MergePlan:
     `reduce` is "mean" (destination and its sources, unweighted) or "replace" (the destination alone).
     `equal` promises that sources come in runs: group g owns sources[:, g*A/G : (g+1)*A/G].
     `fellows` (N, s) lists, where that is fixed, the group each token would be the destination of, itself first.
+    `pads` lists, where that is fixed, the slots of each attention call of an image that hold pads alone.
     """
 
     pos: Tensor
@@ -43,6 +44,7 @@ class MergePlan:
     reduce: str = "mean"
     equal: bool = False
     fellows: Tensor | None = None
+    pads: tuple[tuple[int, ...], ...] = ()
 
     # The tensors that hold the decisions: traced graphs name them, validation reads and replaces them.
     parts: ClassVar[tuple[str, ...]] = ("pos", "slot", "sources")
@@ -83,6 +85,21 @@ class MergePlan:
         """Merge x (B, N, D), compute(slots, pos) on the slots, unmerge the result."""
         return self.unmerge(compute(self.merge(x), self.pos))
 
+    def through_real(self, x: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
+        """As `through`, for what knows no neighbours: slots of pads are left out, and what pads get means nothing."""
+        import torch
+
+        if not any(self.pads):
+            return self.through(x, lambda slots, _: compute(slots))
+        B, n = self.pos.shape
+        empty = {call * n + slot for call in range(B) for slot in self.pads[call % len(self.pads)]}
+        real = [slot for slot in range(B * n) if slot not in empty]
+        row = dict(zip(real, range(len(real))))
+        y = compute(self.merge(x).flatten(0, 1).index_select(0, torch.tensor(real, device=x.device)))
+        table = torch.tensor([row.get(slot, 0) for slot in range(B * n)], device=x.device)
+        first = torch.arange(B, device=x.device).unsqueeze(1) * n
+        return y[table[self.slot + first]]
+
     def destination(self) -> Tensor:
         """The original index each token was merged into, (B, N): the decision, whatever the slots' order."""
         return self.pos.gather(1, self.slot)
@@ -115,6 +132,10 @@ class SplitPlan:
     @property
     def sources(self) -> Tensor:
         return self.merged.sources
+
+    def through_real(self, x: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
+        """`compute` on all slots of every call."""
+        return self.through(x, lambda slots, _: compute(slots))
 
     def through(self, x: Tensor, compute: Callable[[Tensor, Tensor | None], Tensor]) -> Tensor:
         """compute(tokens, None) on the dense calls of x (B * W, N, D), and as `MergePlan.through` on the others."""

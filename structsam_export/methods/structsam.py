@@ -7,11 +7,11 @@ over the whole grid with a replicate border, a fixed budget K = floor(rate*N/3) 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from structsam_export.methods.base import MergeMethod
-from structsam_export.methods.cells import cell_plan, group_by_cell, merged_cells, rank_pads_first
+from structsam_export.methods.cells import cell_plan, group_by_cell, merged_cells, pad_slots, rank_pads_first
 from structsam_export.methods.energy import gradient_energy
 from structsam_export.methods.matching import match
 
@@ -47,9 +47,10 @@ class StructSAM(MergeMethod):
         cells = group_by_cell(energy, layout.side)
         steepest = cells.amax(-1)
         steepest = rank_pads_first(steepest, layout)
-        plan = cell_plan(steepest, cells.argmin(-1), layout, merged_cells(layout, self.rate))
+        merged = merged_cells(layout, self.rate)
+        plan = cell_plan(steepest, cells.argmin(-1), layout, merged)
         if self.variant == "cell":
-            return plan
+            return replace(plan, pads=pad_slots(layout, merged))
         first = plan.kept - plan.groups
         alone, dst = plan.pos[:, :first], plan.pos[:, first:]
         metric = layout.partition(tokens.features)

@@ -226,11 +226,11 @@ def _rank(role: Role, keys: Tensor, layout: Layout) -> None:
 def _update(block: Any, role: Role, x: Tensor, layout: Layout, plan: Any) -> Tensor:
     """x (B, H, W, D) plus its MLP, on all tokens or as the role says."""
 
-    def mlp(tokens: Tensor, pos: Tensor | None = None) -> Tensor:
+    def mlp(tokens: Tensor) -> Tensor:
         return block.mlp(block.norm2(tokens))  # type: ignore[no-any-return]
 
     if role.mlp == "rank":
         return role.shared.keep.apply(x.flatten(1, 2), mlp).view(x.shape)  # type: ignore[no-any-return]
     if role.mlp == "plan":
-        return x + layout.unpartition(plan.through(layout.partition(x), mlp))
+        return x + layout.unpartition(plan.through_real(layout.partition(x), mlp))
     return x + mlp(x)

@@ -61,7 +61,7 @@ def mlp_around(graph: gs.Graph, activation: Any) -> tuple[Any, list[Any]] | None
     inside = {id(n): n for n in (*before, *after)}
     x = before[-1].inputs[0]
     norm = producer(x, "LayerNormalization")
-    if norm is not None and only_consumer(graph, x) is not None:
+    if norm is not None and norm.attrs.get("axis", -1) == -1 and only_consumer(graph, x) is not None:
         inside[id(norm)] = norm
         total = only_consumer(graph, after[-1].outputs[0])
         if total is not None and total.op == "Add" and any(t is norm.inputs[0] for t in total.inputs):
@@ -70,12 +70,26 @@ def mlp_around(graph: gs.Graph, activation: Any) -> tuple[Any, list[Any]] | None
     order = {id(n): i for i, n in enumerate(graph.nodes)}
     nodes = sorted(inside.values(), key=lambda n: order[id(n)])
     known = {x.name} | {t.name for n in nodes for t in n.outputs}
-    closed = all(not t.inputs or t.name in known for n in nodes for t in n.inputs)
+    closed = all(of_rows(n, known) for n in nodes)
     private = all(id(reader) in inside for n in nodes[:-1] for t in n.outputs for reader in t.outputs)
     named = {t.name for t in graph.outputs}
     return (
         (x, nodes) if closed and private and not any(t.name in named for n in nodes[:-1] for t in n.outputs) else None
     )
+
+
+def of_rows(node: Any, known: set[str]) -> bool:
+    """Whether a node computes rows one by one: from those of `known` tensors and what is the same for all rows."""
+    if node.op in PRODUCTS:
+        x, weight, *bias = node.inputs
+        if x.name not in known or len(static_shape(weight) or []) != 2 or node.attrs.get("transA"):
+            return False
+        others = [weight, *bias]
+    else:
+        bias = others = [t for t in node.inputs if t.name not in known]
+    shapes = [static_shape(t) for t in bias]
+    same = all(s is not None and len(s) <= 2 and s[:-1] in ([], [1]) for s in shapes)
+    return same and not any(t.inputs for t in others)
 
 
 def walk_back(activation: Any) -> list[Any] | None:
@@ -120,7 +134,8 @@ def in_portions(graph: gs.Graph, x: Any, nodes: list[Any], rows: int, portion: i
     )
     result = add(graph, "Scan", [portions], out, [count, portion, wide[-1]], num_scan_inputs=1)
     back = add(graph, "Reshape", [result, integers(graph, f"{out.name}.rows", wide)], out, wide)
-    one = gs.Variable(fresh(graph, f"{x.name}.portion"), x.dtype, [portion, depth])
+    # Both are named after the result, as several MLPs may read the same rows.
+    one = gs.Variable(fresh(graph, f"{out.name}.portion.from"), x.dtype, [portion, depth])
     take_over(back.inputs[0], out)
     last = gs.Variable(fresh(graph, f"{out.name}.portion"), out.dtype, [portion, wide[-1]])
     nodes[-1].outputs = [last]

@@ -1,7 +1,7 @@
 """Big weights stay in their file while a graph is rewritten.
 
 Rules move nodes, not matrices. Large external weights become graph inputs for as long as rules run, and initialisers
-again afterwards; ViT-H's 2.5 GB are never read, and its rewritten graph shares the traced graph's data file.
+again afterwards; ViT-H's 2.5 GB are never in memory, and its rewritten graph has a copy of the traced graph's file.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def save(model: Any, source: Path, target: Path, inline_limit: int) -> None:
     """Write a graph whose large weights still point into `<source>.data`.
 
     Up to `inline_limit` bytes the weights go into the file; beyond, `<target>.data` is the source's data file under
-    another name (a link where the file system has them).
+    another name, copied, as onnx reads no data from files with several hard links.
     """
     import onnx
     from onnx.external_data_helper import load_external_data_for_model
@@ -81,10 +81,7 @@ def save(model: Any, source: Path, target: Path, inline_limit: int) -> None:
         for entry in tensor.external_data:
             if entry.key == "location":
                 entry.value = data.name
-    try:
-        data.hardlink_to(source.with_name(f"{source.name}.data"))
-    except OSError:
-        shutil.copyfile(source.with_name(f"{source.name}.data"), data)
+    shutil.copyfile(source.with_name(f"{source.name}.data"), data)
     onnx.save(model, str(target))
 
 

@@ -41,9 +41,10 @@ def plot(report: dict[str, Any], target: Path) -> None:
             panel(axis, report, cost, group, names=k == 0)
     handles, labels = axes[0][0].get_legend_handles_labels()
     known = dict(zip(labels, handles))
-    figure.legend(known.values(), known.keys(), loc="lower center", ncol=min(6, len(known)), fontsize=7, frameon=False)
+    across = 2 * columns + 1
+    figure.legend(known.values(), known.keys(), loc="lower center", ncol=across, fontsize=7, frameon=False)
     figure.suptitle(f"{report['model']} on {report['dataset']}: lower left is better", fontsize=10)
-    room = (0.28 + 0.16 * -(-len(known) // 6)) / size[1]
+    room = (0.28 + 0.16 * -(-len(known) // across)) / size[1]
     figure.tight_layout(rect=(0, room, 1, 1))
     with atomic(target) as partial:
         figure.savefig(partial, format=target.suffix.removeprefix(".").lower() or "png", dpi=110)

@@ -332,7 +332,8 @@ def test_a_merged_mlp_has_merged_rows():
     for i in (0, 1, 2):
         encoder.blocks[i].mlp.register_forward_hook(lambda _, given, __, i=i: seen.__setitem__(i, given[0].shape[:-1]))
     apply_patch(encoder, {0: HALF, 1: HALF}, mlp=MergedMLP())(image_for(encoder))
-    assert seen == {0: (2 * 4, 16 - 6), 1: (2, 36 - 18), 2: (2, 6, 6)}
+    # In windows of 4x4 on 6x6 tokens, 10 slots each: one window without pads, two with 2 slots of them, one with 6.
+    assert seen == {0: (2 * (10 + 8 + 8 + 4),), 1: (2, 36 - 18), 2: (2, 6, 6)}
 
 
 def test_a_merged_mlp_that_merges_nothing_is_the_dense_one():

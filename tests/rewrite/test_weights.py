@@ -59,12 +59,24 @@ def test_only_large_weights_are_detached(source, monkeypatch):
     assert not detached[0].raw_data, "the values must not have been read"
 
 
-def test_a_file_system_without_links_gets_a_copy(source, tmp_path, monkeypatch):
-    def refuse(self, target):
-        raise OSError("no links here")
-
+def test_a_data_file_is_a_copy_that_onnx_reads(source, tmp_path, monkeypatch):
+    """onnx refuses data files with several hard links, and precision.convert reads through onnx."""
     monkeypatch.setattr(weights, "LARGE", 1000)
     monkeypatch.setattr(rewriting, "INLINE_LIMIT", 0)
-    monkeypatch.setattr("pathlib.Path.hardlink_to", refuse)
     rewrite(source, tmp_path / "out.onnx", keep_outputs=("y",))
+    assert (tmp_path / "out.onnx.data").stat().st_nlink == 1
+    for path in (source, tmp_path / "out.onnx"):
+        made = {t.name: numpy_helper.to_array(t) for t in onnx.load(str(path)).graph.initializer}
+        np.testing.assert_array_equal(made["big"], np.random.default_rng(0).normal(size=(64, 96)).astype(np.float32))
     np.testing.assert_array_equal(result(tmp_path / "out.onnx"), result(source))
+
+
+def test_names_read_in_bodies_of_loops_are_read():
+    """Whatever the depth: a loop in a loop, and a name that only it knows."""
+    inner = helper.make_graph([helper.make_node("Add", ["c", "deep"], ["d"])], "inner", [], [])
+    loop = helper.make_node("Scan", ["b"], ["c"], body=inner, num_scan_inputs=1)
+    outer = helper.make_graph([helper.make_node("Neg", ["shallow"], ["b"]), loop], "outer", [], [])
+    top = [helper.make_node("Scan", ["x"], ["y"], body=outer, num_scan_inputs=1), helper.make_node("Neg", ["y"], ["z"])]
+    graph = helper.make_graph(top, "top", [], [])
+    assert weights.names_read(graph) == {"x", "y", "shallow", "b", "c", "deep"}
+    assert weights.names_read(helper.make_graph([], "empty", [], [])) == set()
