@@ -91,7 +91,7 @@ def compare(
     Returns:
         The report, also `report.json` in the folder: `dataset`, `model`, `sha256`, `protocol`, `prompt`, `limit`,
         `groups` (images and objects by part of the set), `notes`, `skipped`, `bootstrap`, `loss`, `latency`,
-        `conditions`, `rows` (`rows.rows_of`), `recommendation`, `cautious` (`choice.recommend`), `output`.
+        `versions`, `rows` (`rows.rows_of`), `recommendation`, `cautious` (`choice.recommend`), `output`.
 
     Raises:
         UsageError, BadInputError, OutputError: see `evaluate.evaluate`, `Store` and `grid.jobs_of`.

@@ -162,7 +162,7 @@ def conditions(report: dict[str, Any]) -> list[str]:
     if timing := report["latency"]:
         lines.append(
             f"Latency is the encoder's in eager PyTorch, median of {timing['runs']} interleaved rounds as a ratio to "
-            f"the unpatched model ({timing['cpu']}, {timing['threads']} threads). What an export gains is in "
+            f"the unpatched model ({timing['cpu']}, threads: {timing['threads']}). What an export gains is in "
             "`docs/performance.md`."
         )
     return lines
