@@ -1,9 +1,10 @@
 # make demo   the main job on the bundled model and photos     make test   lint, types, tests
+# make accuracy   every method on the bundled set (about ten minutes on two cores): docs/accuracy.md and its picture
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow clean
+.PHONY: demo test test-slow accuracy clean
 
 demo: $(VENV)/.demo
 	$(BIN)/structsam-export --method structsam --rate 0.5 --backend tensorrt-rtx --target sm86,sm89 --force
@@ -16,6 +17,9 @@ test: $(VENV)/.test
 
 test-slow: $(VENV)/.test
 	$(BIN)/pytest -m slow
+
+accuracy: $(VENV)/.demo
+	$(BIN)/structsam-export sweep --plot docs/images/accuracy.png --markdown docs/accuracy.md
 
 $(VENV)/.demo: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -68,7 +68,7 @@ def evaluate(
         BadInputError: an image or its masks cannot be used (without `skip_bad`), or none can.
     """
     check_names(protocol, prompt)
-    facts: dict[str, Any] = {"version": VERSION, "protocol": protocol, "prompt": prompt}
+    facts = facts_of(protocol, prompt)
     results = Results()
     for sample in samples:
         stop_if_interrupted()
@@ -76,7 +76,7 @@ def evaluate(
             found = one_image(sample, predictors, facts, store, results)
         except BadInputError as error:
             if not skip_bad:
-                raise type(error)(f"{error} Or pass --skip-bad to leave such images out.") from error
+                raise hinted(error) from error
             results.skipped.append({"name": sample.name, "why": str(error)})
         else:
             results.images.append(found)
@@ -85,6 +85,16 @@ def evaluate(
     if not results.images:
         raise BadInputError(f"None of {len(results.skipped)} images can be used. Check the data set's folder.")
     return results
+
+
+def hinted(error: BadInputError) -> BadInputError:
+    """The error of an unusable image, with what else can be done about it."""
+    return type(error)(f"{error} Or pass --skip-bad to leave such images out.")
+
+
+def facts_of(protocol: str, prompt: str) -> dict[str, Any]:
+    """What results depend on besides model and image."""
+    return {"version": VERSION, "protocol": protocol, "prompt": prompt}
 
 
 def check_names(protocol: str, prompt: str) -> None:
@@ -134,16 +144,18 @@ def scored(
 
     from structsam_export.evaluate import metrics
     from structsam_export.evaluate.protocols import PROTOCOLS, filled_boxes
+    from structsam_export.validate.metrics import iou
 
-    cases, scores = {}, {}  # type: ignore[var-annotated]
+    cases, outlines, scores = {}, [], {}  # type: ignore[var-annotated]
     for predictor in predictors:
         view = predictor.size, predictor.preprocessing
         if view not in cases:
             cases[view] = PROTOCOLS[facts["protocol"]](sample, *view, facts["prompt"])
         case = cases[view]
-        each = metrics.scores(case.draw(predictor.logits(case)), case.truth)
+        outlines = outlines or [metrics.boundary(mask) for mask in case.truth]  # the same whatever the view
+        each = metrics.scores(case.draw(predictor.logits(case)), case.truth, outlines)
         means = {name: fmean(values) for name, values in each.items()}
         scores[predictor.name] = {"key": keys[predictor.name], **means, "each": each}
         stop_if_interrupted()
-    filled = metrics.scores(filled_boxes(case.truth), case.truth)["iou"]
-    return {"objects": len(case.truth), "box_filled": fmean(filled), "scores": scores}
+    filled = fmean(iou(box, mask) for box, mask in zip(filled_boxes(case.truth), case.truth))
+    return {"objects": len(case.truth), "box_filled": filled, "scores": scores}

@@ -128,10 +128,15 @@ def label_of(job: Job) -> str:
     return name.removesuffix("-fp32")
 
 
+def dense_predictor(loaded: LoadedModel) -> Predictor:
+    """The unpatched model."""
+    weights = {"weights": loaded.sha256, "preprocessing": loaded.spec.preprocessing}
+    return Eager(DENSE, {"runner": "eager", "method": "none", **weights}, loaded)
+
+
 def eager_predictors(job: Job) -> list[Predictor]:
     """The unpatched model and, unless the method is "none", the patched one; they share their weights."""
-    weights = {"weights": job.loaded.sha256, "preprocessing": job.loaded.spec.preprocessing}
-    dense = Eager(DENSE, {"runner": "eager", "method": "none", **weights}, job.loaded)
+    dense = dense_predictor(job.loaded)
     if job.config.method == "none":
         return [dense]
     label = label_of(replace(job, config=replace(job.config, precision="fp32")))  # whatever was exported

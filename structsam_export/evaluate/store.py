@@ -80,6 +80,10 @@ class Store:
         """Keep the results of one image."""
         self._write(self.images / f"{name}.json", result)
 
+    def write(self, name: str, data: Mapping[str, Any]) -> None:
+        """Keep something else under a file name."""
+        self._write(self.folder / name, data)
+
     def report(self, report: Mapping[str, Any]) -> None:
         """Keep the tables of a complete run."""
         self._write(self.folder / REPORT, report)

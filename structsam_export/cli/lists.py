@@ -1,0 +1,48 @@
+"""What there is: `methods`, `doctor`."""
+
+from __future__ import annotations
+
+import click
+
+from structsam_export.cli.options import json_option
+from structsam_export.cli.show import print_json, print_table
+
+
+@click.command()
+@json_option
+def methods(as_json: bool) -> None:
+    """List the methods: variants, largest rates, MACs saved on ViT-B at rate 0.5, what they protect, sources.
+
+    \b
+    Example:
+      structsam-export methods
+    """
+    from structsam_export.catalogue import COLUMNS, catalogue, table_rows
+
+    rows = catalogue()
+    if as_json:
+        print_json(rows)
+        return
+    print_table(COLUMNS, table_rows(rows))
+
+
+@click.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Tell what is installed, what each backend can do here, and what to install.
+
+    \b
+    Example:
+      structsam-export doctor
+    """
+    from structsam_export.doctor import diagnose
+
+    facts = diagnose()
+    if as_json:
+        print_json(facts)
+        return
+    click.echo(f"Python {facts['python']} on {facts['platform']}")
+    click.echo(f"GPU: {facts['gpu'] or 'none (engines can be built with tensorrt-rtx, but not run)'}")
+    print_table(("package", "version"), list(facts["versions"].items()))
+    rows = [(name, row["can"], row["to_do"] or "") for name, row in facts["backends"].items()]
+    print_table(("backend", "can", "to do"), rows)

@@ -1,0 +1,87 @@
+"""Results on stdout: verdicts, tables, JSON."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from structsam_export.errors import ParityError, UsageError
+
+
+def show_report(report: dict[str, Any], folder: Path, as_json: bool) -> None:
+    """Print the verdict, or the report as JSON.
+
+    Raises:
+        ParityError: the report did not pass; its files stay, marked as failed.
+    """
+    if as_json:
+        print_json(report)
+    else:
+        macs = report["macs"]
+        click.echo(f"{folder}: {'passed' if report['passed'] else 'FAILED'}")
+        click.echo(
+            f"  encoder {macs['dense'] / 1e9:.2f} GMACs -> {macs['graph'] / 1e9:.2f} "
+            f"({100 * (macs['graph'] / macs['dense'] - 1):+.1f} %)"
+        )
+        for name, row in report["parity"].items():
+            agreement = row["decision_agreement"]
+            decided = "" if agreement is None else f", decisions {agreement:.4%}"
+            click.echo(
+                f"  {name} against {row['against']}: max_rel {row['max_rel']:.1e}, mask IoU mean "
+                f"{row['mask_iou_mean']:.6f} min {row['mask_iou_min']:.6f}{decided}"
+            )
+            if ties := row.get("ties"):
+                click.echo(
+                    f"    with equal decisions; {ties['differ']} of {ties['of']} decisions differ, {ties['ties']} of "
+                    f"them ties. Left alone: mask IoU mean {row['free_running']['mask_iou_mean']:.6f}, decisions "
+                    f"{row['free_running']['decision_agreement']:.4%}"
+                )
+        click.echo(f"  masks against the unpatched model: IoU {report['quality']['miou_vs_dense']:.4f}")
+        click.echo(f"  report: {folder / 'report.html'}")
+    if not report["passed"]:
+        failed = ", ".join(name for name, row in report["parity"].items() if not row["passed"])
+        raise ParityError(f"Parity failed at: {failed}. The files are kept and marked; see {folder / 'report.html'}.")
+
+
+def check_picture(path: Path) -> None:
+    """Refuse a picture that cannot be written, before minutes of work.
+
+    Raises:
+        UsageError: a format we do not draw, or no such folder.
+    """
+    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise UsageError(f"Cannot draw {path}. Pass --plot FILE.png, .svg or .pdf.")
+    check_file(path, "--plot")
+
+
+def check_file(path: Path | None, option: str) -> None:
+    """Refuse a file that cannot be written, before minutes of work.
+
+    Raises:
+        UsageError: no such folder.
+    """
+    if path is not None and not path.absolute().parent.is_dir():
+        raise UsageError(f"Folder {path.absolute().parent} does not exist. Make it, or pass another {option}.")
+
+
+def print_json(data: Any) -> None:
+    """JSON on stdout."""
+    import json
+
+    click.echo(json.dumps(data, indent=2))
+
+
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A plain table on stdout, as wide as its content."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*head, box=box.SIMPLE, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 160, markup=False).print(table)

@@ -1,0 +1,111 @@
+"""The pipeline: all of it, and each stage on an output folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from structsam_export.cli.options import (
+    build_options,
+    config_of,
+    folder_argument,
+    image_option,
+    json_option,
+    model_options,
+)
+from structsam_export.cli.show import show_report
+
+
+@click.command()
+@model_options
+@build_options
+@image_option
+@json_option
+def export(output: Path | None, force: bool, as_json: bool, **given: Any) -> None:
+    """Run the whole chain: a checkpoint in, verified engines and a report out.
+
+    \b
+    Example:
+      structsam-export export --model vit_b --checkpoint sam_vit_b_01ec64.pth --rate 0.5
+    """
+    from structsam_export.pipeline import export as run
+
+    report, folder = run(config_of(given), output, force=force)
+    show_report(report, folder, as_json)
+
+
+@click.command()
+@model_options
+def trace(output: Path | None, force: bool, **given: Any) -> None:
+    """Stages patch and trace only: ONNX as traced, in a new output folder.
+
+    \b
+    Example:
+      structsam-export trace --method structsam --output engines/mine
+    """
+    from structsam_export.pipeline import trace_only
+
+    click.echo(trace_only(config_of({**given, "backend": "none"}), output, force=force))
+
+
+@click.command()
+@folder_argument
+@click.option("--verbose", is_flag=True, help="Also list near matches that were left alone, and why.")
+def rewrite(folder: Path, verbose: bool) -> None:
+    """Stage rewrite only: the traced graphs of FOLDER into fast ones.
+
+    \b
+    Example:
+      structsam-export rewrite engines/mine
+    """
+    from structsam_export.artifact import Manifest
+    from structsam_export.pipeline import precision_stage, rewrite_stage
+
+    manifest = Manifest.read(folder)
+    rewrite_stage(folder, manifest)
+    precision_stage(folder, manifest)
+    for part, counts in manifest.results["rewrite"].items():
+        nodes = manifest.results["graph"][part]
+        fired = ", ".join(f"{rule} {n}" for rule, n in counts.items())
+        click.echo(f"{part}: {nodes['nodes_raw']} -> {nodes['nodes']} nodes ({fired})")
+        for reason in manifest.results["rewrite_skipped"][part] if verbose else ():
+            click.echo(f"  left alone: {reason}")
+
+
+@click.command()
+@folder_argument
+@build_options
+def build(folder: Path, backend: str, target: str) -> None:
+    """Stage build only: engines of FOLDER's rewritten graphs.
+
+    \b
+    Example:
+      structsam-export build engines/mine --backend tensorrt-rtx --target sm120
+    """
+    from structsam_export.artifact import Manifest
+    from structsam_export.build import choose_backend, resolve_targets
+    from structsam_export.pipeline import build_stage
+
+    chosen = choose_backend(backend)
+    manifest = Manifest.read(folder)
+    build_stage(folder, manifest, chosen, resolve_targets(target, chosen) if chosen else ())
+    for engine in manifest.engines:
+        click.echo(folder / engine["file"])
+
+
+@click.command()
+@folder_argument
+@image_option
+@json_option
+def validate(folder: Path, images: tuple[str, ...], as_json: bool) -> None:
+    """Stage validate only: compare FOLDER's stages again and rewrite its report.
+
+    \b
+    Example:
+      structsam-export validate engines/mine --image photo.jpg
+    """
+    from structsam_export.pipeline import validate_folder
+
+    show_report(validate_folder(folder, images), folder, as_json)

@@ -1,0 +1,103 @@
+"""Many models on many images: several images at once, each thread with a model of its own.
+
+A small encoder does not keep two cores busy by itself, two images do. Threads fill the store; the results are then read
+from it in order, so that they do not depend on who came first.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from structsam_export.errors import BadInputError
+
+if TYPE_CHECKING:
+    from structsam_export.datasets import Sample
+    from structsam_export.evaluate.predictors import Predictor
+    from structsam_export.evaluate.store import Store
+    from structsam_export.models import LoadedModel
+    from structsam_export.pipeline import Job
+
+# Weights up to this size are copied for every core; a larger model uses all cores for one image.
+SMALL = 100_000_000
+
+
+def workers_for(loaded: LoadedModel, images: int) -> int:
+    """How many images to work on at once: as many as cores with a small model, else one."""
+    from structsam_export.benchmark import usable_cores
+
+    weights = sum(p.numel() * p.element_size() for p in loaded.sam.parameters())
+    return max(1, min(usable_cores(), images)) if weights <= SMALL else 1
+
+
+def predictors_of(jobs: Sequence[Job], loaded: LoadedModel) -> list[Predictor]:
+    """The unpatched model first, then one for each job, all on the weights of `loaded`."""
+    from structsam_export.evaluate.predictors import Eager, dense_predictor, identity_of, label_of
+
+    return [dense_predictor(loaded), *(Eager(label_of(job), identity_of(job), loaded, job.schedule) for job in jobs)]
+
+
+def fill(
+    samples: Sequence[Sample],
+    jobs: Sequence[Job],
+    loaded: LoadedModel,
+    store: Store,
+    workers: int,
+    skip_bad: bool,
+    names: Mapping[str, str],
+    say: Callable[[str], None] = lambda _: None,
+) -> int:
+    """Put into the store what it lacks, with `workers` threads; each has a copy of the model and one torch thread.
+
+    Args:
+        names: `protocol` and `prompt`, as `evaluate` takes them.
+        say: called with an image's name once it is done.
+
+    Returns:
+        Images that the store held already.
+
+    Raises:
+        BadInputError: an image cannot be used (without `skip_bad`; with it, it is left to `evaluate`).
+        KeyboardInterrupt: once every thread has stopped, after at most one more model each.
+    """
+    import torch
+
+    from structsam_export.evaluate import Results, facts_of, hinted, one_image
+
+    left, facts = deque(samples), facts_of(**names)
+
+    def work(models: Sequence[Predictor]) -> int:
+        torch.set_num_threads(1)
+        results = Results()
+        while left:
+            try:
+                sample = left.popleft()
+            except IndexError:  # another thread was faster
+                break
+            try:
+                one_image(sample, models, facts, store, results)
+            except BadInputError as error:
+                if not skip_bad:
+                    raise hinted(error) from error
+            say(sample.name)
+        return results.reused
+
+    threads = torch.get_num_threads()
+    teams = [predictors_of(jobs, own(loaded)) for _ in range(workers)]
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            futures = [pool.submit(work, team) for team in teams]
+            wait(futures, return_when=FIRST_EXCEPTION)
+        finally:
+            left.clear()
+            torch.set_num_threads(threads)
+    return sum(future.result() for future in futures)
+
+
+def own(loaded: LoadedModel) -> Any:
+    """A copy of a model that can be patched by itself."""
+    return replace(loaded, sam=copy.deepcopy(loaded.sam))
