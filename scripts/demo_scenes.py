@@ -6,22 +6,26 @@ earlier ones, so every mask is the visible part only.
 
 Sources are read from a folder made by `scripts/fetch_demo_data.sh` and are split by the hash of their file
 name: one file in eight is held out and never trained on. Everything is drawn from one `random.Random(seed)`.
+
+The second round trains on harder scenes than it is measured on (`hard`): twice the share of thin structures, more
+photographs, crowds of small look-alikes, soft edges, grey pictures.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageChops, ImageDraw, ImageEnhance, ImageFilter
+from demo_shapes import draw_blob, draw_thin, noise
+from PIL import Image, ImageChops, ImageEnhance, ImageFilter
 
 HELD_OUT_SHARE = 8
 # Objects that get a prompt: at least this share of the scene, and at least half of themselves, can be seen.
 MIN_VISIBLE, MIN_SHOWN = 0.004, 0.5
+MIN_VISIBLE_HARD = 0.001
 
 
 def is_held_out(path: Path) -> bool:
@@ -41,13 +45,16 @@ class Scene:
 class SceneGenerator:
     """Draws scenes from a source folder with `cutouts/` (RGBA) and `backgrounds/` (RGB)."""
 
-    def __init__(self, root: str | Path, held_out: bool) -> None:
+    def __init__(self, root: str | Path, held_out: bool, hard: bool = False) -> None:
         keep = lambda folder: sorted(  # noqa: E731
             p for p in (Path(root) / folder).rglob("*") if p.is_file() and is_held_out(p) == held_out
         )
         self.cutouts, self.backgrounds = keep("cutouts"), keep("backgrounds")
         if not self.cutouts or not self.backgrounds:
             raise SystemExit(f"{root}: no cutouts/ or backgrounds/; run scripts/fetch_demo_data.sh {root}")
+        self.hard = hard
+        if hard:  # only ever trained on, so there is nothing to hold out
+            self.backgrounds += sorted((Path(root) / "photos").iterdir())
         self._cache: dict[Path, Image.Image] = {}
 
     def _open(self, path: Path, mode: str, limit: int) -> Image.Image:
@@ -101,6 +108,33 @@ class SceneGenerator:
         fill.putalpha(alpha)
         return fill
 
+    def piece(self, rng: random.Random, size: int) -> tuple[Image.Image, str]:
+        """One object of a drawn kind, RGBA (size, size)."""
+        draw = rng.random()
+        cutouts, thin = (0.5, 0.8) if self.hard else (0.6, 0.75)
+        kind = "cutout" if draw < cutouts else "thin" if draw < thin else "blob"
+        made = self.cutout(rng, size) if kind == "cutout" else self.shape(rng, size, kind == "thin")
+        if self.hard and rng.random() < 0.4:  # no razor-sharp seam to go by
+            alpha = made.getchannel("A").filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.2)))
+            made.putalpha(alpha)
+        return made, kind
+
+    def crowd(self, rng: random.Random, size: int) -> list[tuple[Image.Image, str]]:
+        """Six to twenty small copies of one cut-out or one blob, each RGBA (size, size)."""
+        model = self.cutout(rng, size) if rng.random() < 0.5 else self.shape(rng, size, thin=False)
+        model = model.crop(model.getchannel("A").getbbox() or (0, 0, size, size))
+        side = size * rng.uniform(0.04, 0.16)
+        pieces = []
+        for _ in range(rng.randint(6, 20)):
+            scale = side * rng.uniform(0.8, 1.25) / max(model.size)
+            w, h = (max(4, int(d * scale)) for d in model.size)
+            one = model.resize((w, h), Image.Resampling.BILINEAR)
+            one = one.rotate(rng.uniform(0, 360), Image.Resampling.BILINEAR, expand=True)
+            canvas = Image.new("RGBA", (size, size))
+            canvas.paste(one, (rng.randint(0, size - 4), rng.randint(0, size - 4)))
+            pieces.append((canvas, "crowd"))
+        return pieces
+
     def scene(self, seed: int, size: int) -> Scene:
         """The scene of `seed` at (size, size); small and mostly hidden objects get no mask."""
         rng = random.Random(seed)
@@ -108,10 +142,9 @@ class SceneGenerator:
         masks: list[np.ndarray] = []
         kinds: list[str] = []
         whole: list[int] = []
-        for _ in range(rng.randint(3, 8)):
-            draw = rng.random()
-            kind = "cutout" if draw < 0.6 else "thin" if draw < 0.75 else "blob"
-            piece = self.cutout(rng, size) if kind == "cutout" else self.shape(rng, size, kind == "thin")
+        crowded = self.hard and rng.random() < 0.2
+        objects = iter(self.crowd(rng, size)) if crowded else (self.piece(rng, size) for _ in range(rng.randint(3, 8)))
+        for piece, kind in objects:
             alpha = piece.getchannel("A")
             if rng.random() < 0.3:
                 shade = ImageChops.offset(alpha.filter(ImageFilter.GaussianBlur(size / 60)), size // 50)
@@ -121,77 +154,15 @@ class SceneGenerator:
             masks = [m & ~solid for m in masks] + [solid]
             kinds.append(kind)
             whole.append(int(solid.sum()))
+        if self.hard and rng.random() < 0.15:
+            image = image.convert("L").convert("RGB")
         if rng.random() < 0.3:
             image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.0)))
         pixels = np.asarray(image, dtype=np.float32)
         grain = np.random.default_rng(seed).normal(0, rng.uniform(0, 8), pixels.shape[:2])
         pixels = np.clip(pixels + grain[..., None], 0, 255).astype(np.uint8)
-        keep = [i for i, m in enumerate(masks) if m.mean() >= MIN_VISIBLE and m.sum() >= MIN_SHOWN * whole[i]]
+        least = MIN_VISIBLE_HARD if self.hard else MIN_VISIBLE
+        keep = [i for i, m in enumerate(masks) if m.mean() >= least and m.sum() >= MIN_SHOWN * whole[i]]
         if not keep:
             return self.scene(seed + 1_000_003, size)
         return Scene(pixels, np.stack([masks[i] for i in keep]), [kinds[i] for i in keep])
-
-
-def noise(rng: random.Random, size: int) -> Image.Image:
-    """Smooth colour noise over several octaves, RGB (size, size)."""
-    gen = np.random.default_rng(rng.getrandbits(32))
-    total = np.zeros((size, size, 3), np.float32)
-    for octave in rng.sample((2, 4, 8, 16, 32, 64), 3):
-        small = Image.fromarray(gen.integers(0, 256, (octave, octave, 3), dtype=np.uint8))
-        total += np.asarray(small.resize((size, size), Image.Resampling.BICUBIC), np.float32)
-    return Image.fromarray((total / 3).astype(np.uint8))
-
-
-def draw_blob(rng: random.Random, size: int) -> Image.Image:
-    """Star-shaped polygon or ellipse, alpha (size, size)."""
-    alpha = Image.new("L", (size, size))
-    pen = ImageDraw.Draw(alpha)
-    cx, cy, r = rng.uniform(0.1, 0.9) * size, rng.uniform(0.1, 0.9) * size, rng.uniform(0.06, 0.28) * size
-    if rng.random() < 0.3:
-        ry = r * rng.uniform(0.4, 1.0)
-        pen.ellipse((cx - r, cy - ry, cx + r, cy + ry), fill=255)
-    else:
-        corners, rough = rng.randint(3, 12), rng.uniform(0.0, 0.6)
-        turn = rng.uniform(0, math.tau)
-        points = []
-        for i in range(corners):
-            reach, angle = r * (1 - rough * rng.random()), turn + i * math.tau / corners
-            points.append((cx + reach * math.cos(angle), cy + reach * math.sin(angle)))
-        pen.polygon(points, fill=255)
-    return alpha
-
-
-def draw_thin(rng: random.Random, size: int) -> Image.Image:
-    """Stroke, ring, comb or lattice a few pixels wide, alpha (size, size)."""
-    alpha = Image.new("L", (size, size))
-    pen = ImageDraw.Draw(alpha)
-    width = max(2, int(size * rng.uniform(0.012, 0.035)))
-    cx, cy, r = rng.uniform(0.2, 0.8) * size, rng.uniform(0.2, 0.8) * size, rng.uniform(0.1, 0.35) * size
-    kind = rng.choice(("stroke", "ring", "comb", "lattice", "spokes"))
-    if kind == "stroke":
-        angle, points = rng.uniform(0, math.tau), [(cx, cy)]
-        for _ in range(rng.randint(4, 14)):
-            angle += rng.uniform(-0.8, 0.8)
-            x, y = points[-1]
-            points.append((x + r / 3 * math.cos(angle), y + r / 3 * math.sin(angle)))
-        pen.line(points, fill=255, width=width, joint="curve")
-    elif kind == "ring":
-        ry = r * rng.uniform(0.4, 1.0)
-        pen.ellipse((cx - r, cy - ry, cx + r, cy + ry), outline=255, width=width)
-    elif kind == "spokes":
-        arms, turn = rng.randint(3, 9), rng.uniform(0, math.tau)
-        for i in range(arms):
-            angle = turn + i * math.tau / arms
-            pen.line((cx, cy, cx + r * math.cos(angle), cy + r * math.sin(angle)), fill=255, width=width)
-    else:
-        bars = rng.randint(3, 7)
-        for i in range(bars):
-            x = cx - r + 2 * r * i / (bars - 1)
-            pen.line((x, cy - r, x, cy + r), fill=255, width=width)
-            if kind == "lattice":
-                y = cy - r + 2 * r * i / (bars - 1)
-                pen.line((cx - r, y, cx + r, y), fill=255, width=width)
-        if kind == "comb":
-            pen.line((cx - r, cy + r, cx + r, cy + r), fill=255, width=2 * width)
-        alpha = alpha.rotate(rng.uniform(0, 90), Image.Resampling.BILINEAR, center=(cx, cy))
-    return alpha

