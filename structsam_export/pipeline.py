@@ -13,7 +13,7 @@ from structsam_export import __version__
 from structsam_export.artifact import Manifest, atomic, require_space, staged_files, staged_folder
 from structsam_export.config import ExportConfig
 from structsam_export.console import console, stage
-from structsam_export.errors import UsageError
+from structsam_export.errors import ArtifactError, UsageError
 from structsam_export.schedule import Schedule, resolve
 
 if TYPE_CHECKING:
@@ -59,6 +59,30 @@ class Job:
                 "pass --precision fp16 for all the same."
             )
         return cls(replace(config, rate=rate, precision=precision), loaded, schedule)
+
+    @classmethod
+    def of_folder(
+        cls, folder: Path, manifest: Manifest, checkpoint: str | None = None, images: Sequence[str] = ()
+    ) -> Job:
+        """What an output folder was made from.
+
+        Args:
+            folder, manifest: the folder, and its manifest.
+            checkpoint: where the weights are now; None: where they were.
+            images: photos to validate on instead of those of the export.
+
+        Raises:
+            ArtifactError: the checkpoint is not the one that was exported.
+        """
+        config = manifest.config
+        where, photos = checkpoint or config.checkpoint, tuple(images) or config.images
+        job = cls.prepare(replace(config, checkpoint=where, images=photos))
+        if job.loaded.sha256 != manifest.model["sha256"]:
+            raise ArtifactError(
+                f"{job.loaded.checkpoint} is not the checkpoint {folder} was exported from "
+                f"(SHA-256 {manifest.model['sha256'][:12]}...). Pass that one with --checkpoint."
+            )
+        return job
 
     @property
     def default_folder(self) -> Path:
@@ -286,22 +310,19 @@ def trace_only(config: ExportConfig, output: Path | None = None, *, force: bool 
     return target
 
 
-def validate_folder(folder: Path, images: Sequence[str] = ()) -> dict[str, Any]:
-    """Stage validate alone, on a folder of an earlier run; returns the new report.
+def validate_folder(folder: Path, images: Sequence[str] = (), checkpoint: str | None = None) -> dict[str, Any]:
+    """Stage validate alone, on a folder of an earlier run; returns the new report. Arguments as for `Job.of_folder`.
 
     Raises:
         ArtifactError: a file is missing or was changed, or the checkpoint is not the one that was exported.
     """
-    from structsam_export.errors import ArtifactError
     from structsam_export.validate.stages import eager_reference
 
     manifest = Manifest.read(folder)
     reference = () if manifest.config.precision == "fp32" else (REFERENCE,)
     for name in (ENCODER_RAW, DECODER_RAW, *reference, ENCODER, DECODER, *(e["file"] for e in manifest.engines)):
         manifest.verified(folder, name)
-    job = Job.prepare(replace(manifest.config, images=tuple(images) or manifest.config.images))
-    if job.loaded.sha256 != manifest.model["sha256"]:
-        raise ArtifactError(f"{job.loaded.checkpoint} is not the checkpoint {folder} was exported from.")
+    job = Job.of_folder(folder, manifest, checkpoint, images)
     found = eager_reference(job.loaded, job.schedule, job.photos())
     return validate_stage(job, folder, manifest, found, job.loaded)
 

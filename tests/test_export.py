@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from safetensors.torch import load_file, save_file
 
 from structsam_export.artifact import Manifest, sha256_of
 from structsam_export.build import installed
@@ -18,6 +19,7 @@ from structsam_export.cli import main
 from structsam_export.config import ExportConfig
 from structsam_export.errors import ArtifactError
 from structsam_export.methods import METHODS, method_class
+from structsam_export.models import load_model
 from structsam_export.validate import latency
 
 BACKEND = "tensorrt-rtx" if installed("tensorrt-rtx") else "none"
@@ -360,3 +362,21 @@ def test_another_checkpoint_is_noticed(copy):
     data["model"]["sha256"] = "0" * 64
     (copy / "manifest.json").write_text(json.dumps(data))
     assert run_cli("validate", copy) == 5
+
+
+def test_the_checkpoint_may_have_moved(copy, tmp_path, capsys):
+    where = tmp_path / "moved.safetensors"
+    shutil.copy(load_model("demo").checkpoint, where)
+    data = json.loads((copy / "manifest.json").read_text())
+    data["config"]["checkpoint"] = "gone.safetensors"
+    (copy / "manifest.json").write_text(json.dumps(data))
+    assert run_cli("validate", copy) == 5
+    assert "gone.safetensors" in capsys.readouterr().err
+    assert run_cli("validate", copy, "--checkpoint", where) == 0
+    capsys.readouterr()
+
+    weights = load_file(where)
+    weights["image_encoder.pos_embed"] = weights["image_encoder.pos_embed"] + 1
+    save_file(weights, where)
+    assert run_cli("validate", copy, "--checkpoint", where) == 5
+    assert "is not the checkpoint" in capsys.readouterr().err

@@ -141,10 +141,8 @@ def load_eager(spec: dict[str, Any]) -> tuple[Callable[[], object], Callable[[],
     from structsam_export.pipeline import Job
 
     torch.set_num_threads(spec["threads"])
-    manifest = Manifest.read(Path(spec["file"]))
-    job = Job.prepare(manifest.config)
-    if job.loaded.sha256 != manifest.model["sha256"]:
-        raise ArtifactError(f"{job.loaded.checkpoint} is not the checkpoint {spec['file']} was exported from.")
+    folder = Path(spec["file"])
+    job = Job.of_folder(folder, Manifest.read(folder))
     encoder, size = job.loaded.sam.image_encoder, job.loaded.geometry.image_size
     shapes: dict[str, tuple[int, ...]] = {"image": (job.config.batch, 3, size, size)}
     if job.schedule.prompt_aware:

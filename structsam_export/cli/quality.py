@@ -50,8 +50,8 @@ def evaluate(
 ) -> None:
     """Compare masks with true ones: mIoU, boundary IoU, Dice, and their differences to the unpatched model.
 
-    FOLDER is an output folder, whose files are run; without it the options describe a model in PyTorch. An interrupted
-    run continues where it stopped.
+    FOLDER is an output folder, whose files are run (--checkpoint: where its weights are now); without it the options
+    describe a model in PyTorch. An interrupted run continues where it stopped.
 
     \b
     Example:
@@ -62,14 +62,15 @@ def evaluate(
 
     own = {name: given.pop(name) for name in ("runner", "protocol", "prompt", "skip_bad", "output", "force")}
     if folder is not None:
-        refuse(given, f"{folder} already says what is evaluated.")
+        refuse(given.keys() - {"checkpoint"}, f"{folder} already says what is evaluated.")
+    where: dict[str, Any] = {"root": root, "limit": limit, "checkpoint": given["checkpoint"] if folder else None}
     config = None if folder else config_of(given)
     check_file(csv, "--csv")
     if spectral:
         refuse((*own, "csv"), "--spectral draws no masks.")
-        report, table = command.spectral(config, folder, dataset, root=root, limit=limit), spectra.table
+        report, table = command.spectral(config, folder, dataset, **where), spectra.table
     else:
-        report, table = command.run(config, folder, dataset, root=root, limit=limit, **own), command.table
+        report, table = command.run(config, folder, dataset, **where, **own), command.table
     if csv is not None:
         command.write_csv(report, csv)
     if as_json:

@@ -98,8 +98,9 @@ def build(folder: Path, backend: str, target: str) -> None:
 @click.command()
 @folder_argument
 @image_option
+@click.option("--checkpoint", metavar="PATH", help="Where the weights are now. Default: where they were.")
 @json_option
-def validate(folder: Path, images: tuple[str, ...], as_json: bool) -> None:
+def validate(folder: Path, images: tuple[str, ...], checkpoint: str | None, as_json: bool) -> None:
     """Stage validate only: compare FOLDER's stages again and rewrite its report.
 
     \b
@@ -108,4 +109,4 @@ def validate(folder: Path, images: tuple[str, ...], as_json: bool) -> None:
     """
     from structsam_export.pipeline import validate_folder
 
-    show_report(validate_folder(folder, images), folder, as_json)
+    show_report(validate_folder(folder, images, checkpoint), folder, as_json)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from structsam_export.artifact import Manifest, atomic
 from structsam_export.config import ExportConfig
 from structsam_export.console import console, progress
-from structsam_export.errors import ArtifactError, BadInputError, UsageError
+from structsam_export.errors import BadInputError, UsageError
 from structsam_export.evaluate.metrics import METRICS
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def run(
     folder: Path | None,
     dataset: str,
     *,
+    checkpoint: str | None = None,
     root: Path | None = None,
     runner: str | None = None,
     protocol: str = "sam",
@@ -45,6 +46,7 @@ def run(
         config: the model in PyTorch; None with `folder`.
         folder: an output folder of an export, or None.
         dataset: name or folder of a data set.
+        checkpoint: where the weights of `folder` are now; None: where they were when it was exported.
         root: where data sets are kept; None: their default place.
         runner: one of `predictors.RUNNERS`; None: ort with a folder, else eager.
         protocol, prompt: see `evaluate`.
@@ -75,7 +77,7 @@ def run(
             "structsam-export evaluate FOLDER --dataset ..."
         )
     chosen, samples = opened(dataset, root, limit)
-    job, manifest = job_of(config, folder)
+    job, manifest = job_of(config, folder, checkpoint)
     with ExitStack() as active:
         predictors = eager_predictors(job)
         if folder is not None and manifest is not None and runner != "eager":
@@ -124,6 +126,7 @@ def spectral(
     folder: Path | None,
     dataset: str,
     *,
+    checkpoint: str | None = None,
     root: Path | None = None,
     limit: int | None = None,
 ) -> dict[str, Any]:
@@ -139,7 +142,7 @@ def spectral(
     from structsam_export.evaluate.spectral import IMAGES, LARGEST, compare, methods_at
 
     chosen, samples = opened(dataset, root, limit or IMAGES)
-    job, _ = job_of(config, folder)
+    job, _ = job_of(config, folder, checkpoint)
     methods, layers = methods_at(job), sorted(job.schedule.blocks)
     with stage(f"spectra, {len(samples)} images") as say:
         rows = compare(job.loaded, methods, layers, [sample.image() for sample in samples], say)
@@ -165,7 +168,7 @@ def opened(dataset: str, root: Path | None, limit: int | None) -> tuple[Dataset,
     return found, samples
 
 
-def job_of(config: ExportConfig | None, folder: Path | None) -> tuple[Job, Manifest | None]:
+def job_of(config: ExportConfig | None, folder: Path | None, checkpoint: str | None) -> tuple[Job, Manifest | None]:
     """The model of a configuration or of an output folder.
 
     Raises:
@@ -177,10 +180,7 @@ def job_of(config: ExportConfig | None, folder: Path | None) -> tuple[Job, Manif
         assert config is not None
         return Job.prepare(replace(config, precision="fp32")), None
     manifest = Manifest.read(folder)
-    job = Job.prepare(manifest.config)
-    if job.loaded.sha256 != manifest.model["sha256"]:
-        raise ArtifactError(f"{job.loaded.checkpoint} is not the checkpoint {folder} was exported from.")
-    return job, manifest
+    return Job.of_folder(folder, manifest, checkpoint), manifest
 
 
 def default_output(dataset: str, job: Job, runner: str, protocol: str, prompt: str) -> Path:

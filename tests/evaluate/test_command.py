@@ -219,6 +219,23 @@ def test_onnx_is_as_good_as_eager(run, place, exported):
         assert ort == pytest.approx(eager, abs=1e-4)
 
 
+def test_the_checkpoint_may_have_moved(run, place, exported, tmp_path):
+    import shutil
+
+    from structsam_export.models import load_model
+
+    folder = shutil.copytree(exported, tmp_path / "elsewhere")
+    manifest = Manifest.read(folder)
+    manifest.config = replace(manifest.config, checkpoint="gone.safetensors")
+    manifest.write(folder)
+    code, _, err = run(folder, "--dataset", place, "--limit", 1)
+    assert code == 5 and "gone.safetensors" in err
+    where = load_model("demo").checkpoint
+    code, out, err = run(folder, "--dataset", place, "--limit", 1, "--checkpoint", where, "--json")
+    assert code == 0, err
+    assert [r["name"] for r in json.loads(out)["rows"]] == ["dense", "structsam-r50 ort"]
+
+
 def test_the_default_precision_is_rounded_to(run, place, exported, tmp_path):
     """FP16 on ONNX Runtime is a rounding copy: near FP32, yet not equal to it."""
     import shutil
