@@ -9,9 +9,8 @@ The prompt encoder and mask decoder start from LiteMedSAM's (Apache-2.0); the im
 First it learns dense targets alone (object or background, edges, the way to the object's centre), which costs a
 third of a full step and gives every token something to learn; without it, 900 steps of masks reached .48 mean IoU.
 Then each step encodes a few scenes once and trains on several of their objects, prompted by a jittered box or by
-one point. The bundled weights are the rounds of FIRST in order (with the loss named in docs/demo-model.md); those of
-SECOND have not run to their end yet. They use `hard` scenes and Muon on the matrices of the transformers, and `--from`
-starts them at the bundled weights.
+one point. `SECOND` uses `hard` scenes and Muon on the matrices of the transformers; `--from` starts it at weights that
+`FIRST` made. The bundled weights went through all rounds; what differed in the first is in docs/demo-model.md.
 Loss: `demo_steps.mask_loss`, the squared error of the IoU prediction (SAM, appendix A), and the dense loss.
 Weights are an exponential moving average, stored as FP16.
 """
@@ -68,6 +67,7 @@ FIRST = (
 SECOND = (
     Round(512, 600, 4, 6, 6e-4, 6e-4, hard=True),
     Round(512, 1800, 4, 6, 1e-3, 0.0, hard=True),
+    Round(512, 1500, 4, 6, 1e-3, 0.0, hard=True),
 )
 ROUNDS = FIRST + SECOND
 
@@ -241,7 +241,7 @@ def main() -> None:
     parser.add_argument("data", help="folder made by fetch_demo_data.sh")
     parser.add_argument("--out", type=Path, default=Path("demo.safetensors"))
     parser.add_argument("--resume", type=Path, help=f"*.resume.pt written every {SAVE_EVERY} steps")
-    parser.add_argument("--from", type=Path, dest="first", metavar="WEIGHTS", help="skip the first rounds")
+    parser.add_argument("--from", type=Path, dest="first", metavar="WEIGHTS", help="skip FIRST")
     parser.add_argument("--evaluate", type=Path, metavar="WEIGHTS", help="only measure these weights")
     args = parser.parse_args()
     if args.evaluate:
