@@ -27,7 +27,7 @@ def test_demo_model_finds_the_true_masks():
             scores.append(iou(found.stages["dense"].masks[i][k], prompt.truth))
             filled.append(iou(box, prompt.truth))
     assert np.mean(scores) > np.mean(filled)
-    assert np.mean(scores) > 0.75
+    assert np.mean(scores) > 0.82
 
 
 def test_weights_are_small_and_halves():
