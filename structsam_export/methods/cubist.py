@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LEFT, RIGHT = 1, 2  # what an odd token does; 0 stays
+FROM_RIGHT, FROM_LEFT = 1, 2  # whose value an even token's channel has; 0 its own
 
 
 @dataclass(frozen=True)
@@ -33,16 +34,22 @@ class GridPlan:
         rows: (B * windows * h, w // 2) int64, what each odd token of a row does: 0 stays, 1 joins its left
             neighbour, 2 its right one.
         columns: (B * windows * (w - r_w), h // 2) int64, the same for the columns of the row-reduced grid.
+        row_values: (B * windows * h, (w + 1) // 2, C) int64, whose value each channel of each even token has: 0 its
+            own, 1 that of the one that joins from the right, 2 from the left. Which magnitude is larger is a decision,
+            too: where signs differ, rounding would move the value by twice itself.
+        column_values: the same for columns, (B * windows * (w - r_w), (h + 1) // 2, C).
         layout: what was reduced at once: windows (h, w), or the whole grid.
         removed: (r_h, r_w), tokens that every column and every row loses.
     """
 
     rows: Tensor
     columns: Tensor
+    row_values: Tensor
+    column_values: Tensor
     layout: Layout
     removed: tuple[int, int]
 
-    parts: ClassVar[tuple[str, ...]] = ("rows", "columns")
+    parts: ClassVar[tuple[str, ...]] = ("rows", "columns", "row_values", "column_values")
 
     @property
     def after(self) -> Layout:
@@ -126,11 +133,12 @@ class Cubist:
         edges_across, edges_down = pad_edges(scope, removed)
         line = scope.partition(x).reshape(-1, w, C)
         across = line_joins(line, r_w, edges_across)
-        line = merge_lines(line, across, r_w)
+        line, widest = merge_lines(line, across, r_w)
         line = line.view(-1, h, w - r_w, C).transpose(1, 2).reshape(-1, h, C)
         down = line_joins(line, r_h, edges_down)
-        line = merge_lines(line, down, r_h).view(-1, w - r_w, h - r_h, C).transpose(1, 2)
-        plan = GridPlan(across, down, scope, removed)
+        line, highest = merge_lines(line, down, r_h)
+        line = line.view(-1, w - r_w, h - r_h, C).transpose(1, 2)
+        plan = GridPlan(across, down, widest, highest, scope, removed)
         return plan.after.unpartition(line.flatten(1, 2)), plan
 
     def macs(self, layout: Layout, dim: int) -> int:
@@ -178,24 +186,29 @@ def line_joins(x: Tensor, removed: int, edges: tuple[tuple[float, ...], ...] | N
     return torch.zeros_like(side).scatter(1, best, side.gather(1, best))
 
 
-def merge_lines(x: Tensor, joins: Tensor, removed: int) -> Tensor:
-    """Shorten lines (R, N, C) -> (R, N - r, C): even tokens take over the largest values that join them."""
+def merge_lines(x: Tensor, joins: Tensor, removed: int) -> tuple[Tensor, Tensor]:
+    """Shorten lines (R, N, C) -> (R, N - r, C): even tokens take over the largest values that join them.
+
+    Second, whose values they are, as in `GridPlan.row_values`; one zero if no token goes.
+    """
     import torch
     import torch.nn.functional as F
 
     if removed == 0:
-        return x
+        return x, torch.zeros(1, 1, 1, dtype=torch.int64, device=x.device)
     N = x.shape[1]
     even, odd, join = x[:, ::2], x[:, 1::2], joins.unsqueeze(-1)
     # An even token may get company from both sides. Where the line ends with one, evens outnumber odds.
     from_right = F.pad(torch.where(join == LEFT, odd, 0), (0, 0, 0, N % 2))
     from_left = F.pad(torch.where(join == RIGHT, odd, 0), (0, 0, 1, 0))[:, : even.shape[1]]
-    for joining in (from_right, from_left):  # a zero never wins
-        even = torch.where(joining.abs() > even.abs(), joining, even)
+    own, right, left = even.abs(), from_right.abs(), from_left.abs()
+    # A zero never wins.
+    values = torch.where(left > torch.maximum(own, right), FROM_LEFT, torch.where(right > own, FROM_RIGHT, 0))
+    even = torch.where(values == FROM_RIGHT, from_right, torch.where(values == FROM_LEFT, from_left, even))
     # Those that stay, in their order: all keys differ.
     place = torch.arange(N, device=x.device, dtype=torch.float32)
     key = torch.cat([-place[::2].expand(len(x), -1), -place[1::2] - 2 * N * (joins > 0).float()], 1)
-    return rows(torch.cat([even, odd], 1), torch.topk(key, N - removed, dim=1).indices)
+    return rows(torch.cat([even, odd], 1), torch.topk(key, N - removed, dim=1).indices), values
 
 
 def line_slots(joins: Tensor, length: int) -> Tensor:

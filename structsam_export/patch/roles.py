@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 # Integer tensors of each kind of plan (their `parts`), known here without importing the methods.
 MERGE_PARTS, KEY_PARTS = ("pos", "slot", "sources"), ("keys",)
-GRID_PARTS, KEEP_PARTS = ("rows", "columns"), ("keep", "slot")
+GRID_PARTS = ("rows", "columns", "row_values", "column_values")
+KEEP_PARTS = ("keep", "slot")
 
 
 @dataclass(frozen=True)

@@ -32,12 +32,12 @@ def names_of(outputs: Mapping[str, Any]) -> list[str]:
 def decided(outputs: Mapping[str, Any], name: str, tokens: int = 0) -> np.ndarray:
     """One integer for everything a decision settles, (images or calls, ...), the same however slots are ordered.
 
-    Where each token is merged to, whether it is kept (1), or what each odd token of a line joins. `tokens` of an image
-    need not be given where the outputs hold an embedding.
+    Where each token is merged to, whether it is kept (1), or what joins what in a line and whose values stay. `tokens`
+    of an image need not be given where the outputs hold an embedding.
     """
     parts = {k.rpartition(".")[2]: np.asarray(v) for k, v in outputs.items() if k.startswith(f"{name}.")}
     if "rows" in parts:
-        return np.concatenate([parts["rows"].ravel(), parts["columns"].ravel()])[None]
+        return np.concatenate([part.ravel() for _, part in sorted(parts.items())])[None]
     if "keys" in parts:
         kept = np.zeros((len(parts["keys"]), tokens or int(np.prod(outputs["image_embeddings"].shape[-2:]))), np.int64)
         np.put_along_axis(kept, parts["keys"], 1, axis=1)

@@ -14,6 +14,8 @@ from graphs import run
 
 from structsam_export.errors import UsageError
 from structsam_export.methods.cubist import (
+    FROM_LEFT,
+    FROM_RIGHT,
     LEFT,
     RIGHT,
     Cubist,
@@ -25,6 +27,7 @@ from structsam_export.methods.cubist import (
 )
 from structsam_export.methods.tokens import Layout
 from structsam_export.patch import patched
+from structsam_export.patch.roles import GRID_PARTS, Decision
 
 PAD = None
 LAYOUTS = {
@@ -217,18 +220,35 @@ def test_two_sources_of_one_target_both_count():
     """The released code loses one of the two."""
     line = torch.tensor([[[9.0, 0, 0], [1, 8, -3], [2, -7, 1], [3, 1, 2], [0, 0, 9]]])
     joins = torch.tensor([[RIGHT, LEFT]])
-    assert merge_lines(line, joins, 2).tolist() == [[[9, 0, 0], [3, 8, -3], [0, 0, 9]]]
+    merged, values = merge_lines(line, joins, 2)
+    assert merged.tolist() == [[[9, 0, 0], [3, 8, -3], [0, 0, 9]]]
+    assert values.tolist() == [[[0, 0, 0], [FROM_RIGHT, FROM_LEFT, FROM_LEFT], [0, 0, 0]]]
     assert line_slots(joins, 5).tolist() == [[0, 1, 1, 1, 2]]
     # And from features: 1 and 3 point where 2 does.
     line = torch.tensor([[[1.0, 0, 0], [0, 5, 1], [0, 4, 4], [0, -1, 6], [-1, -1, 0]]])
     assert line_joins(line, 2, None).tolist() == [[RIGHT, LEFT]]
-    assert merge_lines(line, joins, 2)[0, 1].tolist() == [0, 5, 6]
+    assert merge_lines(line, joins, 2)[0][0, 1].tolist() == [0, 5, 6]
 
 
 def test_a_target_wins_a_tie_of_magnitudes():
     line = torch.tensor([[[1.0], [-1.0], [1.0]]])
     for joins, expected in ((LEFT, [1, 1]), (RIGHT, [1, 1])):
-        assert merge_lines(line, torch.tensor([[joins]]), 1).flatten().tolist() == expected
+        merged, values = merge_lines(line, torch.tensor([[joins]]), 1)
+        assert merged.flatten().tolist() == expected
+        assert not values.any()
+
+
+def test_whose_value_stays_is_a_decision():
+    """Of opposite values of one magnitude, rounding picks the sign: a tie, which a report can name."""
+    layout = Layout((6, 6), 6)
+    x = torch.rand(1, 6, 6, 4, generator=torch.Generator().manual_seed(0)) + 0.5
+    x[0, 0, 0, 2] = 0.01
+    x[0, 0, 1] = x[0, 0, 0]
+    x[0, 0, 1, 2] *= -1
+    decision = Decision(None, lambda t: Cubist(0.3).reduce(t, layout)[1], (x,))
+    seen = {bool(decision.again(1e-5, seed).row_values[0, 0, 2]) for seed in range(20)}
+    assert seen == {False, True}
+    assert len({decision.again(1e-5, seed).rows.sum().item() for seed in range(20)}) == 1
 
 
 def test_nearly_equal_tokens_are_told_apart():
@@ -558,7 +578,7 @@ def test_layers_that_are_not_the_last_ones_are_refused(stock, blocks):
 
 
 def test_parts_are_the_first_fields():
-    assert GridPlan.parts == tuple(field.name for field in dataclasses.fields(GridPlan))[:2] == ("rows", "columns")
+    assert GridPlan.parts == tuple(field.name for field in dataclasses.fields(GridPlan))[:4] == GRID_PARTS
 
 
 def test_a_method_describes_itself():
