@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from structsam_export.patch.roles import GRID_PARTS
+
 if TYPE_CHECKING:
     from structsam_export.patch.roles import Decision
 
@@ -37,7 +39,7 @@ def decided(outputs: Mapping[str, Any], name: str, tokens: int = 0) -> np.ndarra
     """
     parts = {k.rpartition(".")[2]: np.asarray(v) for k, v in outputs.items() if k.startswith(f"{name}.")}
     if "rows" in parts:
-        return np.concatenate([part.ravel() for _, part in sorted(parts.items())])[None]
+        return np.concatenate([parts[part].ravel() for part in GRID_PARTS])[None]
     if "keys" in parts:
         kept = np.zeros((len(parts["keys"]), tokens or int(np.prod(outputs["image_embeddings"].shape[-2:]))), np.int64)
         np.put_along_axis(kept, parts["keys"], 1, axis=1)

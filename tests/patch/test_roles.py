@@ -21,7 +21,7 @@ from structsam_export.models.geometry import GEOMETRIES, EncoderGeometry, from_e
 from structsam_export.patch import apply_patch, host_of, patched, remove_patch
 from structsam_export.patch import sam as host
 from structsam_export.patch.attention import attention
-from structsam_export.patch.roles import assign
+from structsam_export.patch.roles import GRID_PARTS, assign
 from structsam_export.patch.stripe import all_keys
 from structsam_export.trace import decision_names
 
@@ -193,7 +193,7 @@ def test_decisions_by_name_and_part():
     ]
     both = roles({2: SparseSAM(0.6)}, KEEP)
     assert both[2].names == [("plan.2", ("keys",)), ("mlp.2", ("keep", "slot"))]
-    assert roles(dict.fromkeys(range(9, 12), make_method("cubist", 0.5)))[9].names == [("grid.9", ("rows", "columns"))]
+    assert roles(dict.fromkeys(range(9, 12), make_method("cubist", 0.5)))[9].names == [("grid.9", GRID_PARTS)]
 
 
 @each_kind

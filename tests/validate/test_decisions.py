@@ -115,7 +115,8 @@ def test_keys_and_kept_tokens_are_sets():
 
 def test_a_grid_decides_for_every_odd_token_of_rows_and_columns():
     grid = {"grid.2.rows": np.array([[0, 1], [2, 0]]), "grid.2.columns": np.array([[2], [1], [0]])}
-    assert decided(grid, "grid.2").tolist() == [[0, 1, 2, 0, 2, 1, 0]]
+    grid |= {"grid.2.row_values": np.array([[[0], [2]]]), "grid.2.column_values": np.array([[[1]]])}
+    assert decided(grid, "grid.2").tolist() == [[0, 1, 2, 0, 2, 1, 0, 0, 2, 1]]
 
 
 def test_calls_that_stay_dense_keep_every_token():
