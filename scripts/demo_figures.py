@@ -17,12 +17,12 @@ from demo_scenes import SceneGenerator
 from demo_steps import box_of, decode, encode
 from PIL import Image, ImageDraw
 
+from structsam_export.datasets.pictures import objects_of
+from structsam_export.evaluate.protocols import filled_boxes
+from structsam_export.validate.metrics import iou
+
 FIRST_SEED, SCENES = 10_000_000, 120
 SIZE = 512
-
-
-def iou_of(a: np.ndarray, b: np.ndarray) -> float:
-    return float((a & b).sum() / max((a | b).sum(), 1))
 
 
 def centre_of(mask: np.ndarray) -> tuple[int, int]:
@@ -80,12 +80,10 @@ def rows_of(sam: Any, image: np.ndarray, masks: Any, points: list[Any], size: in
     boxes = [box_of(mask) for mask in masks]
     got, said = predict(sam, image, boxes + [np.asarray(p, float) for p in points], size)
     rows = []
-    for k, (mask, box) in enumerate(zip(masks, boxes)):
-        area = np.zeros_like(mask)
-        area[int(box[1]) : int(box[3]), int(box[0]) : int(box[2])] = True
-        row = {"box": iou_of(got[k], mask), "filled": iou_of(area, mask), "box said": float(said[k])}
+    for k, (mask, filled) in enumerate(zip(masks, filled_boxes(np.stack(masks)))):
+        row = {"box": iou(got[k], mask), "filled": iou(filled, mask), "box said": float(said[k])}
         k += len(boxes)
-        rows.append({**row, "point": iou_of(got[k], mask), "point said": float(said[k])})
+        rows.append({**row, "point": iou(got[k], mask), "point said": float(said[k])})
     return rows
 
 
@@ -122,7 +120,7 @@ def real_sets(folder: Path) -> dict[str, tuple[np.ndarray, list[np.ndarray]]]:
     """Image uint8 (h, w, 3) and boolean masks (h, w) of each set."""
     photos = Path(str(resources.files("structsam_export"))) / "assets" / "photos"
     labels = np.asarray(Image.open(photos / "coins.mask.png"))
-    sets = {"coins": (np.asarray(Image.open(photos / "coins.jpg").convert("RGB")), split(labels))}
+    sets = {"coins": (np.asarray(Image.open(photos / "coins.jpg").convert("RGB")), list(objects_of(labels) > 0))}
     quokka = Image.open(folder / "quokka.jpg").convert("RGB")
     outline = Image.new("1", quokka.size)
     for polygon in json.loads((folder / "quokka_annotations.json").read_text())["polygons"]:
@@ -134,10 +132,5 @@ def real_sets(folder: Path) -> dict[str, tuple[np.ndarray, list[np.ndarray]]]:
     nuclei = np.asarray(Image.open(folder / "img2d.tif"), dtype=float)
     low, high = np.percentile(nuclei, (1, 99.8))
     grey = (255 * ((nuclei - low) / (high - low)).clip(0, 1)).astype(np.uint8)
-    sets["nuclei"] = (np.stack([grey] * 3, -1), split(np.asarray(Image.open(folder / "mask2d.tif"))))
+    sets["nuclei"] = (np.stack([grey] * 3, -1), list(objects_of(np.asarray(Image.open(folder / "mask2d.tif"))) > 0))
     return sets
-
-
-def split(labels: np.ndarray) -> list[np.ndarray]:
-    """One boolean mask per label except 0."""
-    return [labels == k for k in np.unique(labels) if k]

@@ -85,9 +85,14 @@ class Job:
         return job
 
     @property
+    def name(self) -> str:
+        """<model>-<method>-...: what folders of its results are called."""
+        return self.config.folder_name(self.config.rate if self.config.rate is not None else 0.0)
+
+    @property
     def default_folder(self) -> Path:
         """engines/<model>-<method>-..."""
-        return Path("engines") / self.config.folder_name(self.config.rate if self.config.rate is not None else 0.0)
+        return Path("engines") / self.name
 
     def photos(self) -> list[Photo]:
         """The photos to validate on: the user's, or as many bundled ones as the model's size allows."""

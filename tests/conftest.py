@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 
 import pytest
@@ -31,6 +32,23 @@ def tiny_encoder(image=(80, 80), window=4, depth=3, heads=2, dim=16, patch=16, g
         if "pos" in name:
             torch.nn.init.normal_(p, std=0.5)
     return encoder.eval().requires_grad_(False)
+
+
+@pytest.fixture
+def in_process(monkeypatch, capsys, tmp_path):
+    """Run a command in this process, in an empty folder: (command, arguments) -> (exit code, stdout, stderr)."""
+    from structsam_export.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["structsam-export", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        captured = capsys.readouterr()
+        return stopped.value.code, captured.out, captured.err
+
+    return run
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ def evaluate(
 
     own = {name: given.pop(name) for name in ("runner", "protocol", "prompt", "skip_bad", "output", "force")}
     if folder is not None:
-        refuse(given.keys() - {"checkpoint"}, f"{folder} already says what is evaluated.")
+        refuse((name for name in given if name != "checkpoint"), f"{folder} already says what is evaluated.")
     where: dict[str, Any] = {"root": root, "limit": limit, "checkpoint": given["checkpoint"] if folder else None}
     config = None if folder else config_of(given)
     check_file(csv, "--csv")

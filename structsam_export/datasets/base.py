@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from structsam_export.errors import DatasetError
+from structsam_export.errors import DatasetError, UsageError
 
 THRESHOLD = 128  # a mask's pixel belongs to the object above this value, as HQ-SAM's evaluation has it
 SHOWN = 5  # file names in a message
@@ -152,6 +152,17 @@ class Layout:
 def data_root(root: Path | None) -> Path:
     """Where named data sets lie: `root`, else $STRUCTSAM_DATA, else `data`."""
     return root if root is not None else Path(os.environ.get("STRUCTSAM_DATA") or "data").expanduser()
+
+
+def own_folder(name: str, root: Path | None) -> Path:
+    """The folder of a layout that has no usual place.
+
+    Raises:
+        UsageError: none was passed.
+    """
+    if root is None:
+        raise UsageError(f"Dataset '{name}' needs its folder: pass the folder itself in place of the name.")
+    return root
 
 
 def few(names: Iterable[str]) -> str:

@@ -16,9 +16,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from structsam_export.datasets.base import Dataset, Layout, few, natural
+from structsam_export.datasets.base import Dataset, Layout, few, natural, own_folder
 from structsam_export.datasets.pictures import PHOTOS, PictureSample, listed, pictures
-from structsam_export.errors import DatasetError, UsageError
+from structsam_export.errors import DatasetError
 
 
 class Folder(Layout):
@@ -42,8 +42,7 @@ mine/
 
     @classmethod
     def open(cls, name: str, root: Path | None) -> Dataset:
-        if root is None:
-            raise UsageError("Dataset 'folder' needs its folder: pass the folder itself in place of the name.")
+        root = own_folder(name, root)
         if not (root / "images").is_dir() or not (root / "masks").is_dir():
             raise cls.missing(root, "No images/ and masks/")
         images = pictures(root / "images")

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from structsam_export.datasets.base import Dataset, Layout
+from structsam_export.datasets.base import Dataset, Layout, own_folder
 from structsam_export.datasets.pictures import PictureSample, pair_up, pictures
-from structsam_export.errors import DatasetError, UsageError
+from structsam_export.errors import DatasetError
 
 PAIRS = (("images", "labels"), ("imagesTr", "labelsTr"), ("imagesTs", "labelsTs"))
 KINDS = {".png", ".tif", ".tiff", ".bmp"}
@@ -40,8 +40,7 @@ mine/
 
     @classmethod
     def open(cls, name: str, root: Path | None) -> Dataset:
-        if root is None:
-            raise UsageError("Dataset 'labels' needs its folder: pass the folder itself in place of the name.")
+        root = own_folder(name, root)
         present = _present(root)
         if not present:
             raise cls.missing(root, "No images/ and labels/")

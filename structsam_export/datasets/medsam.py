@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from structsam_export.datasets.base import Dataset, Layout, Sample
+from structsam_export.datasets.base import Dataset, Layout, Sample, own_folder
 from structsam_export.datasets.pictures import objects_of, pair_up, read_bytes
-from structsam_export.errors import DatasetError, UsageError
+from structsam_export.errors import DatasetError
 
 ACCEPTED = (
     "Expected is `imgs` (H, W) or (H, W, 3), 0..255 (or 0..1 in a .npy file of floats), and `gts` (H, W) of whole "
@@ -74,8 +74,7 @@ mine/
 
     @classmethod
     def open(cls, name: str, root: Path | None) -> Dataset:
-        if root is None:
-            raise UsageError("Dataset 'medsam-npz' needs its folder: pass the folder itself in place of the name.")
+        root = own_folder(name, root)
         files = _files(root, ".npz")
         if not files:
             raise cls.missing(root, "No .npz files")
@@ -100,8 +99,7 @@ mine/
 
     @classmethod
     def open(cls, name: str, root: Path | None) -> Dataset:
-        if root is None:
-            raise UsageError("Dataset 'medsam-npy' needs its folder: pass the folder itself in place of the name.")
+        root = own_folder(name, root)
         images = _files(root / "imgs", ".npy")
         if not images:
             raise cls.missing(root, "No imgs/*.npy")

@@ -66,7 +66,7 @@ def run(
     from structsam_export.evaluate import check_names
     from structsam_export.evaluate.predictors import DENSE, check_runner, eager_predictors, exported_predictor
     from structsam_export.evaluate.statistics import LEVEL, RESAMPLES, SEED, summary
-    from structsam_export.evaluate.store import Store
+    from structsam_export.evaluate.store import Store, default_folder
 
     runner = runner or ("ort" if folder else "eager")
     check_names(protocol, prompt)
@@ -83,7 +83,7 @@ def run(
         if folder is not None and manifest is not None and runner != "eager":
             predictors = [predictors[0], active.enter_context(exported_predictor(job, folder, manifest, runner))]
         facts = {"dataset": chosen.name, "protocol": protocol, "prompt": prompt}
-        place = output or default_output(chosen.name, job, runner, protocol, prompt)
+        place = output or default_folder(chosen.name, job.name, runner=runner, protocol=protocol, prompt=prompt)
         store = Store(place, {**facts, "models": {p.name: p.identity for p in predictors}}, force=force)
         results = watched(samples, predictors, store, protocol=protocol, prompt=prompt, skip_bad=skip_bad)
     tell(results, place)
@@ -111,14 +111,9 @@ def watched(samples: Sequence[Any], predictors: Sequence[Predictor], store: Stor
     """
     from structsam_export.evaluate import evaluate
 
-    try:
-        with progress() as bar:
-            task = bar.add_task("evaluate", total=len(samples))
-            return evaluate(samples, predictors, store=store, say=lambda _: bar.advance(task), **options)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"Interrupted. Finished images are kept in {store.folder}; the same command continues from there."
-        ) from None
+    with store.kept(), progress() as bar:
+        task = bar.add_task("evaluate", total=len(samples))
+        return evaluate(samples, predictors, store=store, say=lambda _: bar.advance(task), **options)
 
 
 def spectral(
@@ -181,13 +176,6 @@ def job_of(config: ExportConfig | None, folder: Path | None, checkpoint: str | N
         return Job.prepare(replace(config, precision="fp32")), None
     manifest = Manifest.read(folder)
     return Job.of_folder(folder, manifest, checkpoint), manifest
-
-
-def default_output(dataset: str, job: Job, runner: str, protocol: str, prompt: str) -> Path:
-    """evaluations/<dataset>-<model>-<method>-r50-..., other options only where they are not the default."""
-    rate = job.config.rate if job.config.rate is not None else 0.0
-    others = [v for v, usual in ((runner, "eager"), (protocol, "sam"), (prompt, "box")) if v != usual]
-    return Path("evaluations") / "-".join([dataset, job.config.folder_name(rate), *others])
 
 
 def tell(results: Results, place: Path) -> None:

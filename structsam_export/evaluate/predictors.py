@@ -123,9 +123,7 @@ def identity_of(job: Job) -> dict[str, Any]:
 
 def label_of(job: Job) -> str:
     """A short name for the rows of tables: method, options and rate, and a precision other than FP32."""
-    rate = job.config.rate if job.config.rate is not None else 0.0
-    name = job.config.folder_name(rate).removeprefix(f"{job.config.model}-")
-    return name.removesuffix("-fp32")
+    return job.name.removeprefix(f"{job.config.model}-").removesuffix("-fp32")
 
 
 def dense_predictor(loaded: LoadedModel) -> Predictor:

@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from structsam_export.datasets.base import THRESHOLD
 from structsam_export.errors import BadInputError
 
 if TYPE_CHECKING:
     from structsam_export.datasets import Sample
 
 PROMPTS = ("box", "point")
-# Masks of 8 bits are cut here, as HQ-SAM does.
-GREY = 128
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def samhq_case(sample: Sample, size: int, preprocessing: str, prompt: str) -> Ca
         drawn = masks_from_logits(logits, ready, size)
         return drawn if drawn.shape[1:] == image.shape[:2] else stretched(drawn, image.shape[:2]) > 0
 
-    return case_of(sample, ready, stretched(grey, (size, size)) > GREY, grey > GREY, prompt, draw)
+    return case_of(sample, ready, stretched(grey, (size, size)) > THRESHOLD, grey > THRESHOLD, prompt, draw)
 
 
 # Name -> (sample, side of the encoder's square, preprocessing, prompt) -> what the model sees.

@@ -13,7 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,13 @@ from structsam_export.errors import UsageError
 
 SETTINGS, IMAGES, REPORT = "evaluation.json", "images", "report.json"
 SCHEMA = 1
+USUAL = {"runner": "eager", "protocol": "sam", "prompt": "box"}
+
+
+def default_folder(*names: str, **options: str) -> Path:
+    """evaluations/<name>-<name>-..., and options only where they are not the default."""
+    others = [value for option, value in options.items() if value != USUAL[option]]
+    return Path("evaluations") / "-".join([*names, *others])
 
 
 def key_of(facts: Mapping[str, Any]) -> str:
@@ -71,6 +79,20 @@ class Store:
         with disk_errors(self.folder):
             shutil.rmtree(self.images, ignore_errors=True)
             (self.folder / REPORT).unlink(missing_ok=True)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Say, where the `with` block is interrupted, that nothing finished is lost.
+
+        Raises:
+            KeyboardInterrupt: with a message that says where finished images are.
+        """
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"Interrupted. Finished images are kept in {self.folder}; the same command continues from there."
+            ) from None
 
     def get(self, name: str) -> dict[str, Any]:
         """The results of one image; empty if there are none."""

@@ -99,7 +99,7 @@ def compare(
     """
     from structsam_export.evaluate import check_names
     from structsam_export.evaluate.command import opened, tell
-    from structsam_export.evaluate.store import Store
+    from structsam_export.evaluate.store import Store, default_folder
     from structsam_export.sweep.grid import jobs_of
     from structsam_export.sweep.parallel import predictors_of, workers_for
     from structsam_export.sweep.rows import report_of
@@ -110,7 +110,7 @@ def compare(
     loaded = loaded_for(configs[0])
     jobs, more = jobs_of(configs, loaded)
     facts = {"dataset": chosen.name, "protocol": protocol, "prompt": prompt}
-    place = output or default_output(chosen.name, configs[0].model, protocol, prompt)
+    place = output or default_folder(chosen.name, configs[0].model, "sweep", protocol=protocol, prompt=prompt)
     store = Store(place, {"sweep": True, **facts, "weights": loaded.sha256}, force=force)
     names = {"protocol": protocol, "prompt": prompt}
     results = filled(samples, jobs, loaded, store, workers or workers_for(loaded, len(samples)), skip_bad, names)
@@ -153,12 +153,6 @@ def spread(samples: Sequence[Sample], limit: int | None) -> list[Sample]:
     return [sample for members in chosen for sample in members]
 
 
-def default_output(dataset: str, model: str, protocol: str, prompt: str) -> Path:
-    """evaluations/<dataset>-<model>-sweep, protocol and prompt only where they are not the default."""
-    others = [value for value, usual in ((protocol, "sam"), (prompt, "box")) if value != usual]
-    return Path("evaluations") / "-".join([dataset, model, "sweep", *others])
-
-
 def filled(
     samples: Sequence[Sample],
     jobs: Sequence[Job],
@@ -177,21 +171,16 @@ def filled(
     from structsam_export.sweep.parallel import fill, predictors_of
 
     reused = None
-    try:
-        with progress() as bar:
-            task = bar.add_task(f"{len(jobs) + 1} models", total=len(samples))
+    with store.kept(), progress() as bar:
+        task = bar.add_task(f"{len(jobs) + 1} models", total=len(samples))
 
-            def say(_: str) -> None:
-                bar.advance(task)
+        def say(_: str) -> None:
+            bar.advance(task)
 
-            if workers > 1:
-                reused = fill(samples, jobs, loaded, store, workers, skip_bad, names, say)
-            shown = say if reused is None else None
-            results = evaluate(samples, predictors_of(jobs, loaded), store=store, skip_bad=skip_bad, say=shown, **names)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"Interrupted. Finished images are kept in {store.folder}; the same command continues from there."
-        ) from None
+        if workers > 1:
+            reused = fill(samples, jobs, loaded, store, workers, skip_bad, names, say)
+        shown = say if reused is None else None
+        results = evaluate(samples, predictors_of(jobs, loaded), store=store, skip_bad=skip_bad, say=shown, **names)
     results.reused = results.reused if reused is None else reused
     return results
 

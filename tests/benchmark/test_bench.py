@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +19,6 @@ import torch
 from bench_files import MiB, dense, folder_of, merged, outer_product, report_of, row, save
 
 from structsam_export import benchmark
-from structsam_export import cli as command_line
 from structsam_export.artifact import sha256_of
 from structsam_export.benchmark import Worker, bench, table, variants_of
 from structsam_export.benchmark.worker import inputs_of, load_eager
@@ -289,18 +289,9 @@ def test_a_stopped_profile_leaves_no_file(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def command(monkeypatch, capsys, tmp_path):
-    """`structsam-export bench ...` in this process and an empty folder; returns (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["structsam-export", "bench", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            command_line.main()
-        captured = capsys.readouterr()
-        return stopped.value.code, captured.out, captured.err
-
-    return run
+def command(in_process):
+    """`structsam-export bench ...`; returns (exit code, stdout, stderr)."""
+    return partial(in_process, "bench")
 
 
 def test_command_prints_json_and_nothing_else(command, tmp_path):

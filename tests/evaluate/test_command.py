@@ -10,12 +10,12 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 from evaluation_sets import write_folder
 
-from structsam_export import cli as command_line
 from structsam_export.artifact import Manifest
 from structsam_export.evaluate import command as evaluation
 from structsam_export.evaluate.command import decimals, spread
@@ -24,18 +24,9 @@ KEYS = {"schema", "dataset", "protocol", "prompt", "runner", "images", "objects"
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Run `evaluate` in this process, in a folder of its own; returns (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["structsam-export", "evaluate", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            command_line.main()
-        captured = capsys.readouterr()
-        return stopped.value.code, captured.out, captured.err
-
-    return run
+def run(in_process):
+    """Run `evaluate`; returns (exit code, stdout, stderr)."""
+    return partial(in_process, "evaluate")
 
 
 @pytest.fixture

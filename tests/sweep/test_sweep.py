@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ import torch
 from evaluation_sets import write_folder
 from PIL import Image
 
-from structsam_export import cli as command_line
 from structsam_export.config import ExportConfig
 from structsam_export.evaluate import command as evaluation
 from structsam_export.sweep import spread
@@ -22,16 +20,12 @@ GRID = ("--methods", "structsam:cell,tome", "--rates", "0.5,0.7")
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Run `sweep` in this process, in a folder of its own; returns (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
+def run(in_process):
+    """Run `sweep`; returns (exit code, stdout, stderr in one line)."""
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["structsam-export", "sweep", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            command_line.main()
-        captured = capsys.readouterr()
-        return stopped.value.code, captured.out, " ".join(captured.err.split())
+        code, out, err = in_process("sweep", *arguments)
+        return code, out, " ".join(err.split())
 
     return run
 
