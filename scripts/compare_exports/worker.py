@@ -1,0 +1,89 @@
+"""Runs in one checkout: `worker.py list` prints its cases, `worker.py hash CASES` their hashes, both as JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+OPTIONS = {
+    "batch 2": ["--batch", "2"],
+    "rates by layer": ["--rate", "0.3:0-5,0.6:6-7"],
+    "last5": ["--layers", "last5"],
+    "ort-cpu": ["--form", "ort-cpu", "--precision", "fp32"],
+    "ort-cpu mlp merge": ["--form", "ort-cpu", "--precision", "fp32", "--mlp", "merge"],
+    "ort-cpu rc": ["--form", "ort-cpu", "--precision", "fp32", "--mlp", "residual-consistency"],
+    "attention": ["--form", "attention", "--opset", "23", "--backend", "none"],
+    "bf16": ["--precision", "bf16"],
+}
+
+
+def cases() -> list[tuple[str, list[str]]]:
+    """(name, options) of every method x variant x MLP policy, and of structsam with other options."""
+    code, out, _ = command("methods", "--json")
+    assert code == 0
+    made = []
+    for row in json.loads(out):
+        forms = [(variant, []) for variant in row["variants"]]
+        if row["prompt_aware"]:
+            forms.append(("prompt-aware", ["--prompt-aware"]))
+        if "thesis" in row["compat"]:
+            forms.append(("thesis", ["--compat", "thesis"]))
+        for variant, more in forms:
+            chosen = more or ["--variant", variant]
+            for mlp in ("none", "merge", "residual-consistency"):
+                name = f"{row['name']} {variant} mlp {mlp}"
+                made.append((name, ["--method", row["name"], *chosen, "--mlp", mlp]))
+    return made + [(f"structsam {name}", ["--method", "structsam", *more]) for name, more in OPTIONS.items()]
+
+
+def hashed(options: list[str]) -> dict[str, str]:
+    """SHA-256 of every ONNX file of one case."""
+    folder = Path("case")
+    precision = [] if "--precision" in options else ["--precision", "fp16"]
+    if "--backend" in options:  # not an option of `trace`
+        at = options.index("--backend")
+        options = [*options[:at], *options[at + 2 :]]
+    code, _, said = command("trace", *options, *precision, "--output", str(folder), "--force")
+    if code == 2:
+        return {"refused": said.strip().splitlines()[-1]}
+    assert code == 0, said
+    code, _, said = command("rewrite", str(folder))
+    assert code == 0, said
+    files = sorted(p for p in folder.iterdir() if p.suffix == ".onnx" or p.name.endswith(".onnx.data"))
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def command(*arguments: str) -> tuple[int, str, str]:
+    """Run the public command in this process: exit code, stdout, stderr."""
+    from structsam_export.cli import main
+
+    sys.argv = ["structsam-export", *arguments]
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as stopped:
+            code = int(stopped.code or 0)
+    return code, out.getvalue(), err.getvalue()
+
+
+if __name__ == "__main__":
+    sys.path.pop(0)  # the folder of this file
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    if sys.argv[1] == "list":
+        result: object = cases()
+    else:
+        result, wanted = {}, json.loads(sys.argv[2])
+        for number, (case, chosen) in enumerate(wanted):
+            began = time.perf_counter()
+            result[case] = hashed(chosen)
+            print(f"{number + 1}/{len(wanted)} {case} {time.perf_counter() - began:.1f} s", file=sys.stderr)
+    print(json.dumps(result), file=answers)
