@@ -23,7 +23,7 @@ from structsam_export.errors import UsageError
 if TYPE_CHECKING:
     from structsam_export.methods.base import MergeMethod
     from structsam_export.models import LoadedModel
-    from structsam_export.pipeline import Job
+    from structsam_export.job import Job
 
 # Tokens of one attention call: eigenvalues cost their number cubed, 4096 take a minute each.
 LARGEST = 1024
@@ -81,7 +81,6 @@ def methods_at(job: Job) -> dict[str, MergeMethod]:
     Raises:
         UsageError: the job's method does not merge by one plan for all calls, or has several rates.
     """
-    from structsam_export.evaluate.predictors import label_of
     from structsam_export.methods import METHODS, make_method, method_class
 
     own, rate = job.schedule.method, job.schedule.rate
@@ -90,7 +89,7 @@ def methods_at(job: Job) -> dict[str, MergeMethod]:
         raise UsageError(f"--spectral compares methods that merge tokens, without a prompt. They are: {kinds}.")
     if rate is None:
         raise UsageError("--spectral compares methods at one rate. Pass --rate as a number.")
-    found: dict[str, Any] = {label_of(job): own}
+    found: dict[str, Any] = {job.label: own}
     for name in METHODS:
         cls = method_class(name)
         variant, most = next(iter(cls.VARIANTS.items()))

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from structsam_export.artifact import atomic, disk_errors
+from structsam_export.files import atomic, disk_errors
 from structsam_export.errors import UsageError
 
 SETTINGS, IMAGES, REPORT = "evaluation.json", "images", "report.json"

@@ -25,7 +25,7 @@ def emulated(source: Path, target: Path) -> None:
     """
     import onnx
 
-    from structsam_export.artifact import disk_errors
+    from structsam_export.files import disk_errors
 
     model = onnx.load(str(source), load_external_data=False)
     low = low_types(model)

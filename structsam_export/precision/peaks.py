@@ -61,7 +61,7 @@ def with_peaks(path: Path) -> tuple[bytes | str, list[str], dict[str, list[str]]
     """
     import onnx
 
-    from structsam_export.artifact import disk_errors
+    from structsam_export.files import disk_errors
 
     graph = read(path)
     model, measured, moved = graph.model, [], {}

@@ -13,7 +13,7 @@ from structsam_export.validate.decisions import decided
 if TYPE_CHECKING:
     from structsam_export.methods.tokens import Layout
     from structsam_export.runtime.images import Prepared
-    from structsam_export.validate.photos import Prompt
+    from structsam_export.runtime.prompts import Prompt
 
 WIDTH = 360
 # Okabe-Ito, readable with any colour vision.

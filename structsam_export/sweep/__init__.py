@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from structsam_export.evaluate import Results
     from structsam_export.evaluate.store import Store
     from structsam_export.models import LoadedModel
-    from structsam_export.pipeline import Job
+    from structsam_export.job import Job
 
 __all__ = ["compare", "run"]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from structsam_export.evaluate.predictors import DENSE, label_of
+from structsam_export.evaluate.predictors import DENSE
 from structsam_export.sweep.choice import front, recommend
 
 if TYPE_CHECKING:
     from structsam_export.evaluate import Results
     from structsam_export.models.geometry import EncoderGeometry
-    from structsam_export.pipeline import Job
+    from structsam_export.job import Job
 
 
 def report_of(
@@ -19,7 +19,7 @@ def report_of(
 ) -> dict[str, Any]:
     """What a report says about results; see `compare`."""
     from structsam_export.evaluate.statistics import LEVEL, RESAMPLES, SEED, by_group
-    from structsam_export.pipeline import versions
+    from structsam_export.environment import versions
 
     groups = by_group(results.images)
     rows = rows_of(results.images, jobs, geometry, times)
@@ -90,7 +90,7 @@ def facts_of(job: Job, geometry: EncoderGeometry) -> dict[str, Any]:
     config, schedule = job.config, job.schedule
     macs, dense = paper_macs(geometry, schedule.blocks, mlp=schedule.mlp), paper_macs(geometry)
     return {
-        "name": label_of(job),
+        "name": job.label,
         "method": config.method,
         "variant": schedule.method.variant,
         "rate": config.rate,

@@ -142,7 +142,7 @@ def readable(path: Path, names: Sequence[str], *, given: bool = False) -> Iterat
     """
     import onnx
 
-    from structsam_export.artifact import disk_errors
+    from structsam_export.files import disk_errors
 
     copy = path.with_name(f".{path.stem}.decisions.onnx")
     model = onnx.load(str(path), load_external_data=False)

@@ -11,16 +11,7 @@ import numpy as np
 
 from structsam_export.config import read_json
 from structsam_export.runtime.images import read_image
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One box (x0, y0, x1, y1) or one foreground point (x, y), in the photo's pixels; `truth` bool (h, w)."""
-
-    name: str
-    box: tuple[float, ...] | None = None
-    point: tuple[float, ...] | None = None
-    truth: np.ndarray | None = None
+from structsam_export.runtime.prompts import Prompt
 
 
 @dataclass(frozen=True)
@@ -72,22 +63,6 @@ def user_photos(paths: Iterable[str]) -> list[Photo]:
     return photos
 
 
-def prompt_arrays(prompts: Iterable[Prompt], scale: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
-    """Prompts as the decoder takes them: coords float32 (P, 2, 2) in encoder pixels, labels int64 (P, 2).
-
-    A box is its two corners (labels 2, 3); a point is followed by SAM's padding point (label -1).
-    """
-    coords, labels = [], []
-    for prompt in prompts:
-        if prompt.box is not None:
-            coords.append(np.reshape(prompt.box, (2, 2)))
-            labels.append((2, 3))
-        else:
-            coords.append(np.array([prompt.point, (0, 0)], float))
-            labels.append((1, -1))
-    return (np.stack(coords) * np.array(scale)).astype(np.float32), np.array(labels, np.int64)
-
-
 def one_prompt_each(photos: Iterable[Photo], limit: int) -> list[Photo]:
     """Every prompt with a photo of its own, at most `limit`: a prompt-aware encoder runs once per prompt.
 
@@ -102,10 +77,3 @@ def one_prompt_each(photos: Iterable[Photo], limit: int) -> list[Photo]:
         if i < len(photo.prompts)
     ]
     return singles[:limit]
-
-
-def prompt_box(prompt: Prompt, scale: tuple[float, float]) -> np.ndarray:
-    """A prompt as a prompt-aware encoder takes it: (1, 4) float32 in encoder pixels; a point is a box of no size."""
-    place = prompt.box if prompt.box is not None else (prompt.point or ()) * 2
-    corners: np.ndarray = np.asarray(place, float).reshape(2, 2) * np.array(scale)
-    return corners.reshape(1, 4).astype(np.float32)
