@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from structsam_export.errors import ArtifactError, UsageError
+from structsam_export.rewrite import FORMS
 
 SCHEMA = 1
 PRECISIONS = ("auto", "fp16", "fp32", "bf16")
 BACKENDS = ("auto", "tensorrt", "tensorrt-rtx", "none")
-# What the encoder's graph is written for; `rewrite.FORMS` holds the rules of each.
-FORMS = ("portable", "attention", "ort-cpu")
 
 
 @dataclass(frozen=True)

@@ -195,22 +195,20 @@ def trace_stage(job: Job, folder: Path, manifest: Manifest) -> None:
 
 def rewrite_stage(folder: Path, manifest: Manifest) -> None:
     """Rewrite both graphs; engines and reports made from earlier ones are removed."""
-    import onnx
-
     from structsam_export.rewrite import rewrite
 
     forget(folder, manifest, [name for name in manifest.files if name.endswith((".engine", ".json", ".html"))])
     encoder = ENCODER if manifest.config.precision == "fp32" else REFERENCE
-    forms = {"encoder": manifest.config.form, "decoder": "portable"}
+    # Typing comes before the rules of a form: see `precision_stage`.
+    forms = {"encoder": manifest.config.form if encoder == ENCODER else "portable", "decoder": "portable"}
     with stage("rewrite graphs"), staged_files(folder) as partial:
         for raw, name in ((ENCODER_RAW, encoder), (DECODER_RAW, DECODER)):
             source, part = manifest.verified(folder, raw), name.split(".")[0]
-            skipped: list[str] = []
-            counts = rewrite(source, partial / name, keep_outputs=OUTPUTS[part], skipped=skipped, form=forms[part])
-            manifest.results.setdefault("rewrite", {})[part] = counts
-            nodes = [len(onnx.load(str(p), load_external_data=False).graph.node) for p in (source, partial / name)]
-            manifest.results.setdefault("graph", {})[part] = {"nodes_raw": nodes[0], "nodes": nodes[1]}
-            manifest.results.setdefault("rewrite_skipped", {})[part] = skipped
+            made = rewrite(source, partial / name, keep_outputs=OUTPUTS[part], form=forms[part])
+            manifest.results.setdefault("rewrite", {})[part] = made.counts
+            nodes = {"nodes_raw": made.nodes_before, "nodes": made.nodes}
+            manifest.results.setdefault("graph", {})[part] = nodes
+            manifest.results.setdefault("rewrite_skipped", {})[part] = list(made.skipped)
             gc.collect()
     for name in (encoder, DECODER):
         manifest.add_onnx(folder, name)
@@ -228,8 +226,8 @@ def precision_stage(folder: Path, manifest: Manifest) -> None:
     import onnx
 
     from structsam_export.models.geometry import EncoderGeometry
-    from structsam_export.precision import convert, scan
-    from structsam_export.precision.emulate import low_types
+    from structsam_export.precision import calibrate, convert, low_types
+    from structsam_export.rewrite import apply_form
     from structsam_export.runtime.images import prepare
     from structsam_export.validate.stages import feeds_of
 
@@ -238,15 +236,20 @@ def precision_stage(folder: Path, manifest: Manifest) -> None:
     prepared = [prepare(p.image, geometry.image_size, manifest.model["preprocessing"]) for p in photos]
     source = manifest.verified(folder, REFERENCE)
     with stage(f"{config.precision}: largest activations, {len(photos)} photos"):
-        peaks = scan(source, feeds_of(photos, prepared, config.batch, config.prompt_aware))
+        amax = calibrate(source, feeds_of(photos, prepared, config.batch, config.prompt_aware))
     with stage(f"encoder in {config.precision}"), staged_files(folder) as partial:
-        made = convert(source, partial / ENCODER, config.precision, peaks)  # type: ignore[arg-type]
+        made = convert(source, partial / ENCODER, config.precision, amax)  # type: ignore[arg-type]
+        formed = apply_form(partial / ENCODER, partial / ENCODER, config.form)
         low = low_types(onnx.load(str(partial / ENCODER), load_external_data=False))
     for node in made.offenders:
         console().print(f"[yellow]FP32 kept[/yellow]: {node.op} {node.node}: {node.why}", markup=True)
     # What stays FP32 may be as large as it likes.
-    largest = dict(sorted(((n, p) for n, p in peaks.items() if n in low), key=lambda item: -item[1])[:10])
+    largest = dict(sorted(((n, p) for n, p in amax.items() if n in low), key=lambda item: -item[1])[:10])
     manifest.results["precision"] = {**made.to_dict(), "largest": largest}
+    counts = manifest.results["rewrite"]["encoder"]
+    counts |= {rule: counts.get(rule, 0) + n for rule, n in formed.counts.items()}
+    manifest.results["graph"]["encoder"]["nodes"] = formed.nodes
+    manifest.results["rewrite_skipped"]["encoder"] += formed.skipped
     manifest.add_onnx(folder, ENCODER)
     manifest.write(folder)
 

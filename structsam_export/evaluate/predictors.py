@@ -146,7 +146,7 @@ def exported_predictor(job: Job, folder: Path, manifest: Manifest, runner: str) 
     """The files of an output folder, active for the length of the `with` block.
 
     ONNX Runtime's CPU provider computes FP16 in FP32 and knows no BF16: there, an encoder that rounds whatever it
-    stores takes their place (`precision.emulated`), the worst case of an engine.
+    stores takes their place (`precision.fake_quantised`), the worst case of an engine.
 
     Raises:
         MissingRuntimeError: runner "engine" without a GPU.
@@ -164,10 +164,10 @@ def exported_predictor(job: Job, folder: Path, manifest: Manifest, runner: str) 
             names = ["encoder.onnx", "decoder.onnx"]
             paths = [manifest.verified(folder, name) for name in names]
             if config.precision != "fp32":
-                from structsam_export.precision import emulated
+                from structsam_export.precision import fake_quantised
 
                 rounding = Path(active.enter_context(TemporaryDirectory(prefix="structsam-evaluate-"))) / names[0]
-                emulated(paths[0], rounding)
+                fake_quantised(paths[0], rounding)
                 paths[0] = rounding
             runners = [ort_runner(path, path.name) for path in paths]
         files = {n: manifest.files[n]["sha256"] for n in (*names, *(f"{n}.data" for n in names)) if n in manifest.files}

@@ -61,11 +61,11 @@ def stage_files(folder: Path, manifest: Manifest) -> Iterator[dict[str, tuple[Pa
     if manifest.config.precision == "fp32":
         yield {"onnx_raw": raw, "onnx": (encoder, decoder)}
         return
-    from structsam_export.precision import emulated
+    from structsam_export.precision import fake_quantised
 
     rounding = folder / ".encoder.emulated.onnx"
     try:
-        emulated(encoder, rounding)
+        fake_quantised(encoder, rounding)
         yield {"onnx_raw": raw, "onnx_fp32": (verified["encoder.fp32.onnx"], decoder), "onnx": (rounding, decoder)}
     finally:
         rounding.unlink(missing_ok=True)
