@@ -9,11 +9,10 @@ from typing import Any
 
 from structsam_export.backends import BACKENDS
 from structsam_export.errors import ArtifactError, UsageError, unknown_name
+from structsam_export.rewrite import FORMS
 
 SCHEMA = 1
 PRECISIONS = ("auto", "fp16", "fp32", "bf16")
-# What the encoder's graph is written for; `rewrite.FORMS` holds the rules of each.
-FORMS = ("portable", "attention", "ort-cpu")
 # Forms that only some backends build (none: they are run as ONNX).
 BUILT_BY: dict[str, tuple[str, ...]] = {"ort-cpu": ()}
 

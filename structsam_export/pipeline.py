@@ -127,27 +127,33 @@ def precision_stage(folder: ExportFolder, inputs: Inputs | None = None) -> None:
     config = folder.config
     if config.precision == "fp32":
         return
+    import onnx
+
     from structsam_export.precision import calibrate, convert, low_types
     from structsam_export.rewrite import apply_form
 
     inputs = inputs or inputs_of(folder)
     source, name, results = folder.fp32_encoder(), onnx_name("encoder"), folder.manifest.results
     counts, graph = dict(results.rewrite), dict(results.graph)
+    skipped = dict(results.rewrite_skipped)
     with stage(f"{config.precision}: calibrate, {len(inputs.photos)} photos"):
         amax = calibrate(source, inputs.feeds(config.batch))
     with stage(f"encoder in {config.precision}"), staged_files(folder.path) as partial:
         made = convert(source, partial / name, config.precision, amax)  # type: ignore[arg-type]
-        low = low_types(partial / name)
-        if config.form != "portable":
-            formed = apply_form(partial / name, partial / name, config.form)
-            counts["encoder"] = counts["encoder"] | formed.counts
-            graph["encoder"] = graph["encoder"] | {"nodes": formed.nodes}
+        formed = apply_form(partial / name, partial / name, config.form)
+        low = low_types(onnx.load(str(partial / name), load_external_data=False))
     for node in made.offenders:
         console().print(f"FP32 kept: {node.op} {node.node}: {node.why}", style="yellow", markup=False)
     # What stays FP32 may be as large as it likes.
     largest = dict(sorted(((n, a) for n, a in amax.items() if n in low), key=lambda item: -item[1])[:10])
+    before = counts["encoder"]
+    counts["encoder"] = before | {rule: before.get(rule, 0) + n for rule, n in formed.counts.items()}
+    graph["encoder"] = graph["encoder"] | {"nodes": formed.nodes}
+    skipped["encoder"] = [*skipped["encoder"], *formed.skipped]
     folder.add(name)
-    folder.record(precision={**made.to_dict(), "largest": largest}, rewrite=counts, graph=graph)
+    folder.record(
+        precision={**made.to_dict(), "largest": largest}, rewrite=counts, graph=graph, rewrite_skipped=skipped
+    )
 
 
 def inputs_of(folder: ExportFolder) -> Inputs:

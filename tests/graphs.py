@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,7 +15,7 @@ from onnx import helper, numpy_helper
 
 from structsam_export.methods import make_method
 from structsam_export.patch import patched
-from structsam_export.rewrite import FORMS, RULES
+from structsam_export.rewrite import FORMS, RULES, run_in_order
 from structsam_export.trace import trace_encoder
 
 FLOAT, INT = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
@@ -75,10 +74,8 @@ def ops(graph):
 
 def apply_once(rule, graph):
     """Run one rule as the pipeline does; returns (times fired, reasons for near matches)."""
-    skipped = []
-    fired = import_module(MODULES[rule]).apply(graph, skipped)
-    graph.cleanup(remove_unused_graph_inputs=False).toposort()
-    return fired, skipped
+    made = run_in_order(graph, [rule])
+    return made.counts[rule], list(made.skipped)
 
 
 def check_fires(rule, graph, times, atol=1e-6, **given):

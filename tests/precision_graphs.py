@@ -38,10 +38,10 @@ def saved(folder, nodes, inputs, outputs, **constants):
     return path
 
 
-def converted(path, kind="fp16", peaks=None):
+def converted(path, kind="fp16", amax=None):
     """The model `convert` makes of a file, and what it says about it."""
     target = path.with_name(f"{kind}.onnx")
-    result = convert(path, target, kind, peaks)
+    result = convert(path, target, kind, amax)
     return onnx.load(str(target)), result
 
 

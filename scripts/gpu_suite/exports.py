@@ -168,7 +168,7 @@ def export(options: dict[str, Any], model: str, method: str) -> dict[str, Any]:
     with schedule_of(given, model, method).patched(loaded.sam.image_encoder) as encoder:
         trace_encoder(encoder, loaded.geometry.image_size, source)
     traced = time.perf_counter() - began
-    counts = rewrite(source, target, keep_outputs=("image_embeddings",))
+    counts = rewrite(source, target, keep_outputs=("image_embeddings",)).counts
     found: dict[str, Any] = {"trace_seconds": round(traced, 1), "rules": {k: n for k, n in counts.items() if n}}
     for form in forms(method):
         path = folder / f"{form}.fp32.onnx"
@@ -179,14 +179,14 @@ def export(options: dict[str, Any], model: str, method: str) -> dict[str, Any]:
 
 def to_fp16(options: dict[str, Any], model: str, method: str) -> dict[str, Any]:
     """Type every FP32 file of a method as FP16, by the largest activations on the photos."""
-    from structsam_export.precision import convert, scan
+    from structsam_export.precision import calibrate, convert
 
     given = Options.from_dict(options)
     folder, found = folder_of(given, model, method), {}
     feeds = [{"image": ready.tensor} for ready in prepared(given, model)[1]]
     for form in forms(method):
         source = folder / f"{form}.fp32.onnx"
-        made = convert(source, folder / f"{form}.fp16.onnx", "fp16", scan(source, feeds))
+        made = convert(source, folder / f"{form}.fp16.onnx", "fp16", calibrate(source, feeds))
         kept = {"low": made.low, "fp32": made.fp32, "casts": made.casts, "bytes": made.bytes}
         found[form] = {**kept, "offenders": [o.node for o in made.offenders]}
     return found

@@ -1,7 +1,7 @@
 """Puts a policy into a graph: types of constants, attributes and tensors, and a Cast wherever two types meet.
 
-A tensor is cast at most once, right after the node that makes it, and all readers share that cast. Graph inputs and
-outputs stay float32.
+A tensor is cast at most once, right after the node that makes it, and all readers share that cast. Graph inputs,
+graph outputs and whole subgraphs stay float32.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from structsam_export.precision.numbers import LowType, low_tensor
 from structsam_export.precision.typed import INDIFFERENT, formals_of, replace_nodes
+from structsam_export.rewrite.subgraphs import captured, names_read, rename_captured
 
 if TYPE_CHECKING:
     from structsam_export.precision.policy import Kept
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
 
 FLOAT = 1  # onnx.TensorProto.FLOAT
 FIXED = ("tensor(float)",)  # an input that ONNX wants in float32 whatever the others are
-# From here on (values) constants are stored in 16 bits for FP32 nodes, too, and a Cast that is folded away when an
-# engine is built restores them: what such a node gains is its arithmetic, and a file of half the size has no room for
-# SAM's position table. Not for norms and decisions, whose constants are exact on purpose.
+# A constant of at least so many values is stored in 16 bits even where an FP32 node reads it, with a Cast to FP32 that
+# is folded when an engine is built: such a node is kept FP32 for the sake of its sums, and in FP32 SAM's position table
+# would take much of the file. Only for nodes kept for these reasons; norms and decisions need exact constants.
 LARGE = 1 << 16
-ROUNDED_FOR = ("stem", "residual", "layout")
+ROUNDED_FOR = ("stem", "residual", "movement")
 
 
 class Retyping:
@@ -82,15 +83,19 @@ class Retyping:
                 self.after[inner] = [self.cast(inner, name, FLOAT)]
 
     def connect(self, number: int, node: Any) -> None:
-        """Point every float input of a node at its tensor in the type the node wants."""
+        """Point every float input of a node at its tensor in the type the node wants; its subgraphs want FP32."""
         for slot, elem in enumerate(self.wanted(number, node)):
             name = node.input[slot]
-            if not elem:
-                continue
-            if name in self.graph.constants:
-                node.input[slot] = self.constant(name, elem, self.kept.get(number))
-            elif self.made.get(name, FLOAT) != elem:
-                node.input[slot] = self.version(name, elem)
+            if elem:
+                node.input[slot] = self.as_type(name, elem, self.kept.get(number))
+        inner = [name for name in captured(node) if self.graph.is_float(name)]
+        rename_captured(node, {name: self.as_type(name, FLOAT, self.kept.get(number)) for name in inner})
+
+    def as_type(self, name: str, elem: int, kept: Kept | None) -> str:
+        """Name of a float tensor in a type, for a reader that is kept FP32 or not."""
+        if name in self.graph.constants:
+            return self.constant(name, elem, kept)
+        return name if self.made.get(name, FLOAT) == elem else self.version(name, elem)
 
     def version(self, name: str, elem: int) -> str:
         """A computed tensor in the type it is not made in."""
@@ -147,7 +152,7 @@ class Retyping:
         from onnx import numpy_helper
 
         graph = self.graph.model.graph
-        used = {name for node in graph.node for name in node.input} | set(self.graph.outputs)
+        used = names_read(graph) | set(self.graph.outputs)
         made = []
         for name in self.graph.constants:
             types = [

@@ -46,23 +46,23 @@ class Conversion:
         return asdict(self)
 
 
-def convert(source: Path, target: Path, kind: Kind, peaks: Mapping[str, float] | None = None) -> Conversion:
+def convert(source: Path, target: Path, kind: Kind, amax: Mapping[str, float] | None = None) -> Conversion:
     """Write `source` with FP16 or BF16 tensors as `policy` says; inputs and outputs stay float32.
 
     Args:
         source: float32 ONNX file, weights inside or beside it.
         target: file to write; weights beyond protobuf's limit go to `<target>.data`.
         kind: "fp16" or "bf16".
-        peaks: largest |value| of each float tensor, from `scan`; None skips the range check of activations.
+        amax: largest |value| of each float tensor, from `calibrate`; None skips the range check of activations.
 
     Raises:
-        PrecisionError: the graph holds what has no types to change; see `typed.read`.
+        PrecisionError: an operator whose types are not known, or a graph that is typed already; see `typed.read`.
     """
     from structsam_export.precision.casts import Retyping
     from structsam_export.precision.policy import keep_fp32
 
     graph, low = read(source), LowType.of(kind)
-    unfit = too_large(peaks or {}, kind)
+    unfit = too_large(amax or {}, kind)
     misfits, lost = check_constants(graph, kind)
     kept = keep_fp32(graph, low.formal, unfit | misfits)
     nodes = graph.nodes
@@ -90,13 +90,13 @@ def convert(source: Path, target: Path, kind: Kind, peaks: Mapping[str, float] |
     )
 
 
-def too_large(peaks: Mapping[str, float], kind: Kind) -> dict[str, str]:
-    """Tensors whose peak is too near the end of the range -> what to say about them."""
+def too_large(amax: Mapping[str, float], kind: Kind) -> dict[str, str]:
+    """Tensors whose amax leaves too little room below the largest number of the type -> what to say about them."""
     limit = LIMITS[kind]
     return {
-        name: f"'{name}' reaches {peak:.3g}; {kind} ends at {limit * SAFETY:.5g}, of which {limit:.5g} may be used"
-        for name, peak in peaks.items()
-        if not peak <= limit  # NaN is not either
+        name: f"'{name}' reaches {largest:.3g}; {kind} ends at {limit * SAFETY:.5g}, of which {limit:.5g} may be used"
+        for name, largest in amax.items()
+        if not largest <= limit  # NaN is not either
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 Kind = Literal["fp16", "bf16"]
 
 FP16_MAX = 65504.0
-# Peaks come from a handful of photos, and other photos will go beyond: two bits of the exponent are kept free.
+# The amax of a tensor comes from a handful of photos, and other photos will exceed it: a factor of 4 is kept free.
 SAFETY = 4.0
 LIMITS = {"fp16": FP16_MAX / SAFETY, "bf16": float("inf")}
 

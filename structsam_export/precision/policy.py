@@ -7,11 +7,11 @@ Kept, in order of precedence:
     norm       LayerNormalization, and ReduceMean-Sub-Pow-ReduceMean-Sqrt-Div chains with their scale and shift:
                sums of squares overflow FP16 and cancel in it.
     position   Sin, Cos and what leads to them: coordinates need more than 11 bits.
-    range      activations or constants that do not fit; see `peaks`.
-    operator   there is no such operator for the type.
+    range      activations or constants that do not fit; see `calibrate`.
+    operator   there is no such operator for the type, or its subgraphs (the body of a Scan) compute in FP32.
     stem       patch embedding: its errors reach every decision, and it is half a percent of the work.
     residual   the sums x + attention and x + MLP that a norm reads next: rounding errors add up over all blocks.
-    layout     moves data that was FP32 and is needed as FP32.
+    movement   moves data that was FP32 and is needed as FP32.
 
 Nodes that only move data otherwise compute in low precision: half the bytes, and the cast stands where FP32 ends.
 """
@@ -22,14 +22,16 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from structsam_export.rewrite.subgraphs import bodies
+
 if TYPE_CHECKING:
     from structsam_export.precision.typed import TypedGraph
 
-LAYOUT = frozenset(
+DATA_MOVEMENT = frozenset(
     ("Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Pad")
     + ("Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze", "Where")
 )
-# They make floats of integers or shapes: as free as layout.
+# They make floats of integers or shapes, and can do so in either type.
 MAKE_FLOATS = frozenset(("Cast", "ConstantOfShape", "OneHot"))
 # They compare or count, and low precision cannot.
 EXACT = frozenset(
@@ -40,7 +42,9 @@ EXACT = frozenset(
 # graphs here; its builder stops at transposed convolutions ("Could not infer output types", TensorRT-RTX 1.7).
 BF16_IN_TENSORRT = {"Conv": True, "Einsum": True, "ConvTranspose": False}
 # Where the time goes: in FP32 only if there is no other way.
-HEAVY = frozenset(("Attention", "Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul", "Softmax"))
+HEAVY = frozenset(
+    ("Attention", "Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul", "MultiHeadAttention", "Scan", "Softmax")
+)
 IMAGE = "image"  # input of an encoder
 
 
@@ -78,6 +82,8 @@ def keep_fp32(
         wrong = [unfit[name] for name in (*node.input, *node.output) if name in unfit]
         if wrong:
             kept.setdefault(i, Kept("range", wrong[0]))
+        elif bodies(node):
+            kept.setdefault(i, Kept("operator", f"the subgraph of {node.op_type} computes in FP32"))
         elif not computes_in(graph, node, low):
             kept.setdefault(i, Kept("operator", f"no {node.op_type} for {low}"))
     for reason, found in (("stem", stem(graph, kept)), ("residual", residual_sums(graph, kept))):
@@ -86,7 +92,7 @@ def keep_fp32(
     if "residual" in also:
         for i in on_the_way_to_norms(graph, kept):
             kept[i] = Kept("residual")
-    keep_layout(graph, floats, kept)
+    keep_movement(graph, floats, kept)
     return kept
 
 
@@ -214,7 +220,7 @@ def on_the_way_to_norms(graph: TypedGraph, kept: Mapping[int, Kept]) -> list[int
 def moved_from(graph: TypedGraph, name: str) -> int | None:
     """The node that computed a tensor, before anything that only moved it."""
     number = graph.makers.get(name)
-    while number is not None and graph.model.graph.node[number].op_type in LAYOUT:
+    while number is not None and graph.model.graph.node[number].op_type in DATA_MOVEMENT:
         number = graph.makers.get(graph.model.graph.node[number].input[0])
     return number
 
@@ -231,10 +237,10 @@ def computes_in(graph: TypedGraph, node: Any, low: str) -> bool:
     return all(low in allowed for allowed in free)
 
 
-def keep_layout(graph: TypedGraph, floats: list[int], kept: dict[int, Kept]) -> None:
-    """Keep layout nodes through which FP32 data pass to FP32 nodes, so that no tensor is cast there and back."""
+def keep_movement(graph: TypedGraph, floats: list[int], kept: dict[int, Kept]) -> None:
+    """Keep data-movement nodes through which FP32 data pass to FP32 nodes, so that no tensor is cast there and back."""
     nodes = graph.nodes
-    free = {i for i in floats if i not in kept and nodes[i].op_type in LAYOUT | MAKE_FLOATS}
+    free = {i for i in floats if i not in kept and nodes[i].op_type in DATA_MOVEMENT | MAKE_FLOATS}
     outputs = set(graph.outputs)
     wanted: set[int] = set()  # as FP32, by what comes after
     for i in reversed(floats):
@@ -247,7 +253,7 @@ def keep_layout(graph: TypedGraph, floats: list[int], kept: dict[int, Kept]) -> 
             wanted.add(i)
     for i in floats:
         if i in free and i in wanted and all(is_fp32(graph, name, kept) for name in graph.float_inputs(nodes[i])):
-            kept[i] = Kept("layout")
+            kept[i] = Kept("movement")
 
 
 def reads(graph: TypedGraph, number: int, name: str) -> bool:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from structsam_export.errors import PrecisionError
+from structsam_export.precision.inference import tensor_types
+from structsam_export.rewrite.operators import ONNX, declared
+from structsam_export.rewrite.subgraphs import all_nodes, captured
 
-# Smaller constants stay in the graph: shape inference needs the values of shapes.
-LARGE = 1 << 14
 # Read any type and make integers: no reason to cast.
 INDIFFERENT = ("Shape", "Size")
 
@@ -23,8 +24,9 @@ INDIFFERENT = ("Shape", "Size")
 class TypedGraph:
     """An `onnx.ModelProto` without its large weights, and indices over it.
 
-    `makers`: tensor -> number of its node; `readers`: tensor -> numbers of the nodes that read it; `types`: tensor ->
-    ONNX element type; `constants`: name -> `onnx.TensorProto` of every initialiser, values perhaps still in a file.
+    `makers`: tensor -> number of its node; `readers`: tensor -> numbers of the nodes that read it, themselves or in a
+    subgraph; `types`: tensor -> ONNX element type, tensors in subgraphs included; `constants`: name ->
+    `onnx.TensorProto` of every initialiser, values perhaps still in a file.
     """
 
     model: Any
@@ -51,8 +53,8 @@ class TypedGraph:
         return self.types.get(name) == 1
 
     def float_inputs(self, node: Any) -> list[str]:
-        """Float tensors a node computes with; shapes of tensors are not computed with."""
-        return [] if node.op_type in INDIFFERENT else [name for name in node.input if self.is_float(name)]
+        """Float tensors that a node computes with, itself or in a subgraph; reading a shape is not computing."""
+        return [] if node.op_type in INDIFFERENT else [name for name in inputs_of(node) if self.is_float(name)]
 
     def float_outputs(self, node: Any) -> list[str]:
         return [name for name in node.output if self.is_float(name)]
@@ -64,7 +66,7 @@ class TypedGraph:
         return node if node is not None and op in ("", node.op_type) else None
 
     def computed(self, name: str) -> bool:
-        """Whether a tensor depends on the graph's inputs (as far as one node tells)."""
+        """Whether a tensor is no constant."""
         return name not in self.constants
 
     def array(self, name: str) -> Any:
@@ -78,7 +80,8 @@ def read(path: Path) -> TypedGraph:
     """Read an ONNX file and find the type of every tensor.
 
     Raises:
-        PrecisionError: subgraphs, functions, operators outside ONNX, other float types, or a tensor of unknown type.
+        PrecisionError: an operator outside ONNX that `rewrite.operators` does not declare, local functions, a tensor
+            of another float type or of an unknown type.
     """
     import onnx
 
@@ -87,17 +90,15 @@ def read(path: Path) -> TypedGraph:
     refuse(model, path)
     constants = {t.name: t for t in model.graph.initializer}
     graph = TypedGraph(model, path.parent, constants)
-    inferred = onnx.shape_inference.infer_shapes(skeleton(model)).graph
-    for value in (*inferred.input, *inferred.value_info, *inferred.output):
-        graph.types[value.name] = value.type.tensor_type.elem_type
-    graph.types |= {name: tensor.data_type for name, tensor in constants.items()}
+    graph.types |= tensor_types(model)
     for i, node in enumerate(model.graph.node):
         for name in filter(None, node.output):
             graph.makers[name] = i
-        for name in dict.fromkeys(filter(None, node.input)):
+        for name in dict.fromkeys(inputs_of(node)):
             graph.readers.setdefault(name, []).append(i)
     other = onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE
-    for name in (*graph.makers, *constants):
+    made = [name for node in all_nodes(model.graph) for name in node.output if name]
+    for name in (*made, *constants):
         kind = graph.types.get(name, 0)
         if kind == 0:
             raise PrecisionError(
@@ -111,39 +112,21 @@ def read(path: Path) -> TypedGraph:
     return graph
 
 
-def refuse(model: Any, path: Path) -> None:
-    """Raise for what has types that cannot be seen from outside."""
-    import onnx
+def inputs_of(node: Any) -> list[str]:
+    """Names of the tensors that a node reads, itself or in a subgraph."""
+    return [name for name in (*node.input, *captured(node)) if name]
 
-    for node in model.graph.node:
-        nested = [a.name for a in node.attribute if a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)]
-        if nested or node.domain not in ("", "ai.onnx"):
-            what = "a subgraph" if nested else f"an operator of '{node.domain}'"
+
+def refuse(model: Any, path: Path) -> None:
+    """Raise for operators whose types nobody has declared."""
+    for node in all_nodes(model.graph):
+        if node.domain not in ONNX and declared(node) is None:
             raise PrecisionError(
-                f"{path}: node '{node.name}' ({node.op_type}) is {what}, whose types are not ONNX's. "
-                "Convert the graph before such operators are put in, or use --precision fp32."
+                f"{path}: node '{node.name}' is {node.op_type}, an operator of '{node.domain}' whose types are not "
+                "declared. Declare it in structsam_export/rewrite/operators.py, or use --precision fp32."
             )
     if model.functions:
         raise PrecisionError(f"{path} has local functions. Inline them first (onnx.inliner.inline_local_functions).")
-
-
-def skeleton(model: Any) -> Any:
-    """A copy in which large constants are inputs: enough to infer types, small enough to copy."""
-    import onnx
-
-    copy = onnx.ModelProto(ir_version=model.ir_version)
-    copy.opset_import.extend(model.opset_import)
-    copy.graph.name = model.graph.name
-    copy.graph.node.extend(model.graph.node)
-    for part in ("input", "output", "value_info"):
-        getattr(copy.graph, part).extend(getattr(model.graph, part))
-    for tensor in model.graph.initializer:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.ByteSize() > LARGE:
-            info = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
-            copy.graph.input.append(info)
-        else:
-            copy.graph.initializer.append(tensor)
-    return copy
 
 
 def constants_as_initialisers(graph: Any) -> None:
@@ -185,5 +168,8 @@ def formals(op: str, opset: int, inputs: int, outputs: int) -> tuple[list[tuple[
 
 
 def formals_of(node: Any, opset: int) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
-    """`formals` of a node."""
+    """`formals` of a node, by its declaration if its operator is outside ONNX."""
+    operator = declared(node)
+    if operator is not None:
+        return operator.formals(len(node.input), len(node.output))
     return formals(node.op_type, opset, len(node.input), len(node.output))

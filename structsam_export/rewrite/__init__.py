@@ -1,18 +1,28 @@
 """Stage 3: ONNX -> faster ONNX, by small rules in one fixed order.
 
-A rule is a module with `apply(graph, skipped) -> int`: it changes the onnx-graphsurgeon graph in place, returns how
-often it fired, and appends a reason to `skipped` for every near match it left alone. Running a rule twice fires
-nothing the second time, and every rule leaves the graph's results as they were.
+A rule is a module with `apply(graph) -> Fired`: it changes an onnx-graphsurgeon graph in place, and says how often it
+fired and which near matches it left alone. A graph computes the same after a rule as before it, and a rule that runs
+twice in a row fires nothing the second time. A new rule is one file and one line: in RULES, or in FORMS if only some
+runtimes can use what it makes.
+
+Portable rules run on FP32 graphs. The rules of a form run on FP32 graphs and on those that `precision.convert` has
+typed as FP16 or BF16: they come after typing, as the types of the operators they put in are not ONNX's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from structsam_export.rewrite.results import Fired, Rewritten
+
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
+
+__all__ = ["FORMS", "INLINE_LIMIT", "RULES", "Fired", "Rewritten", "apply_form", "apply_rules", "rewrite"]
 
 RULES = {
     "fold_constants": "structsam_export.rewrite.fold_constants",
@@ -20,7 +30,7 @@ RULES = {
     "row_gather": "structsam_export.rewrite.row_gather",
     "gather_grid": "structsam_export.rewrite.gather_grid",
     "gather_last": "structsam_export.rewrite.gather_last",
-    "layout_gather": "structsam_export.rewrite.layout_gather",
+    "movement_gather": "structsam_export.rewrite.movement_gather",
     "relative_position": "structsam_export.rewrite.relative_position",
     "stock_relative_position": "structsam_export.rewrite.stock_relative_position",
     "layer_norm_2d": "structsam_export.rewrite.layer_norm_2d",
@@ -30,7 +40,7 @@ RULES = {
     "reshape_chain": "structsam_export.rewrite.reshape_chain",
 }
 
-# What a graph is written for beyond that: every runtime; runtimes that know ONNX's Attention; ONNX Runtime on a CPU.
+# What a graph is written for: every runtime; runtimes that know ONNX's Attention; ONNX Runtime on a CPU.
 FORMS: dict[str, dict[str, str]] = {
     "portable": {},
     "attention": {"attention_operator": "structsam_export.rewrite.attention_operator"},
@@ -39,58 +49,84 @@ FORMS: dict[str, dict[str, str]] = {
         "mlp_blocks": "structsam_export.rewrite.mlp_blocks",
     },
 }
+# Run again at the end: rules that replace indices by constants leave arithmetic on constants behind, and the rules of a
+# form leave Reshapes of Reshapes.
+AGAIN, AGAIN_AFTER_FORM = ("fold_constants",), ("fold_constants", "reshape_chain")
 
 # Protobuf stops at 2 GiB; from here on weights go to a file of their own.
 INLINE_LIMIT = 1_500_000_000
 
 
-def apply_rules(graph: gs.Graph, skipped: list[str] | None = None, form: str = "portable") -> dict[str, int]:
-    """Run every rule once, in order, then those of the form, and fold constants again; returns rule -> times fired."""
-    counts: dict[str, int] = {}
-    reasons: list[str] = [] if skipped is None else skipped
-    for name, module in (RULES | FORMS[form]).items():
-        counts[name] = import_module(module).apply(graph, reasons)
-        graph.cleanup(remove_unused_graph_inputs=False).toposort()
-    # Rules that meet fixed indices leave arithmetic on constants behind, those of a form views of views.
-    for name in ("fold_constants", *(("reshape_chain",) if FORMS[form] else ())):
-        counts[name] += import_module(RULES[name]).apply(graph, reasons)
-        graph.cleanup(remove_unused_graph_inputs=False).toposort()
-    return counts
+def apply_rules(graph: gs.Graph, *, form: str = "portable") -> Rewritten:
+    """Run every portable rule once, in order, then those of the form, on an FP32 graph, in place."""
+    return run_in_order(graph, (*RULES, *FORMS[form], *(AGAIN_AFTER_FORM if FORMS[form] else AGAIN)))
 
 
-def rewrite(
-    source: Path,
-    target: Path,
-    *,
-    keep_outputs: tuple[str, ...],
-    skipped: list[str] | None = None,
-    form: str = "portable",
-) -> dict[str, int]:
-    """Rewrite the ONNX file `source` into `target`.
+def run_in_order(graph: gs.Graph, rules: Iterable[str]) -> Rewritten:
+    """Run rules by name; one that is named twice runs twice, and its counts are added."""
+    from structsam_export.rewrite.match import errors_only
+
+    modules = RULES | {rule: module for form in FORMS.values() for rule, module in form.items()}
+    before, counts, skipped = len(graph.nodes), dict[str, int](), list[str]()
+    for rule in rules:
+        with errors_only():
+            fired: Fired = import_module(modules[rule]).apply(graph)
+        counts[rule] = counts.get(rule, 0) + fired.count
+        skipped += [f"{rule}: {reason}" for reason in fired.skipped]
+        graph.cleanup(remove_unused_graph_inputs=False).toposort()
+    return Rewritten(counts, tuple(skipped), before, len(graph.nodes))
+
+
+def rewrite(source: Path, target: Path, *, keep_outputs: tuple[str, ...], form: str = "portable") -> Rewritten:
+    """Rewrite an FP32 ONNX file by the portable rules and then by those of a form.
 
     Args:
         source: file of `trace`.
         target: file to write; weights beyond protobuf's limit stay outside, in `<target>.data`.
-        keep_outputs: graph outputs of the result; others (the plans) stay inside as named tensors.
-        skipped: receives the reasons for near matches that were left alone.
-        form: what to write the graph for, of FORMS.
-
-    Returns:
-        {rule: times fired}.
+        keep_outputs: graph outputs of the result. Merging uses the other ones (the plans), so their tensors stay.
+        form: what to write the graph for, of FORMS. Only for graphs that stay FP32; others take it by `apply_form`.
     """
+
+    def change(graph: gs.Graph) -> Rewritten:
+        made = apply_rules(graph, form=form)
+        graph.outputs = [t for t in graph.outputs if t.name in keep_outputs]
+        graph.cleanup(remove_unused_graph_inputs=False).toposort()
+        return made
+
+    return rewritten_file(source, target, change)
+
+
+def apply_form(source: Path, target: Path, form: str) -> Rewritten:
+    """Rewrite an ONNX file by the rules of a form alone.
+
+    Args:
+        source: file of `rewrite`, or what `precision.convert` made of it.
+        target: file to write, as in `rewrite`; may be `source`. Form "portable" has no rules and copies the file.
+        form: what to write the graph for, of FORMS.
+    """
+    from structsam_export.rewrite.weights import copy_file
+
+    if FORMS[form]:
+        return rewritten_file(source, target, lambda graph: run_in_order(graph, (*FORMS[form], *AGAIN_AFTER_FORM)))
+    nodes = copy_file(source, target)
+    return Rewritten({}, (), nodes, nodes)
+
+
+def rewritten_file(source: Path, target: Path, change: Callable[[gs.Graph], Rewritten]) -> Rewritten:
+    """Let `change` have the graph of a file, without its large weights, and write the result."""
     import onnx
     import onnx_graphsurgeon as gs
 
+    from structsam_export.rewrite.match import errors_only
     from structsam_export.rewrite.weights import attach, detach, save
 
     model = onnx.load(str(source), load_external_data=False)
+    before = len(model.graph.node)
     weights = detach(model, source.parent)
-    graph = gs.import_onnx(model)
-    counts = apply_rules(graph, skipped, form)
-    # Plans stay in the graph, because merging uses them; they only stop being outputs.
-    graph.outputs = [t for t in graph.outputs if t.name in keep_outputs]
-    graph.cleanup(remove_unused_graph_inputs=False).toposort()
+    with errors_only():
+        graph = gs.import_onnx(model)
+    made = change(graph)
     model = gs.export_onnx(graph)
     attach(model, weights)
     save(model, source, target, INLINE_LIMIT)
-    return counts
+    return replace(made, nodes_before=before, nodes=len(model.graph.node))

@@ -1,14 +1,15 @@
 """Attention as one ONNX operator (opset 23), which TensorRT takes from 10.14 on.
 
 TensorRT wants keys and values of equal head size, and ours carry relative positions beside the keys: values are padded
-with zeros, whose results are cut off again. Exact.
+with zeros, and the zero channels of the result are cut off again, which leaves all numbers as they were.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from structsam_export.rewrite.match import add, fresh, integers, static_shape, take_over
+from structsam_export.rewrite.match import add, floats, integers, static_shape, take_over
+from structsam_export.rewrite.results import Fired
 from structsam_export.rewrite.softmax_attention import SoftmaxAttention, attentions, reshaped, transposed
 
 if TYPE_CHECKING:
@@ -17,17 +18,18 @@ if TYPE_CHECKING:
 OPSET = 23
 
 
-def apply(graph: gs.Graph, skipped: list[str]) -> int:
+def apply(graph: gs.Graph) -> Fired:
     """Rewrite Softmax(q.k') . v as Attention(q, k, v) over (batch, heads, tokens, channels)."""
     fired = 0
-    for found in attentions(graph, "attention_operator", skipped):
+    matches, skipped = attentions(graph)
+    for found in matches:
         batch = found.batch if len(found.batch) == 2 else [1, *found.batch]
         if len(batch) != 2:
-            skipped.append(f"attention_operator: {found.out.name}: {len(found.batch) + 2} axes, not 3 or 4")
+            skipped.append(f"{found.out.name}: {len(found.batch) + 2} axes, not 3 or 4")
             continue
         one_operator(graph, found, batch)
         fired += 1
-    return fired
+    return Fired(fired, tuple(skipped))
 
 
 def one_operator(graph: gs.Graph, found: SoftmaxAttention, batch: list[int]) -> None:
@@ -50,12 +52,9 @@ def one_operator(graph: gs.Graph, found: SoftmaxAttention, batch: list[int]) -> 
 
 def padded(graph: gs.Graph, v: Any, depth: int) -> Any:
     """Values (B, heads, m, e) with zeros up to `depth` channels."""
-    import numpy as np
-    import onnx_graphsurgeon as gs
-
     *rest, width = static_shape(v) or []
     if width >= depth:
         return v
-    zeros = gs.Constant(fresh(graph, f"{v.name}.zero"), np.zeros((), v.dtype))
+    zeros = floats(graph, f"{v.name}.zero", 0, v)
     pads = integers(graph, f"{v.name}.pads", [0] * 7 + [depth - width])
     return add(graph, "Pad", [v, pads, zeros], v, [*rest, depth])

@@ -1,8 +1,8 @@
 """Attention as ONNX Runtime's own operator, which never holds the whole map of scores.
 
 `com.microsoft.MultiHeadAttention` runs blockwise (flash attention) on CPU and CUDA. Its tensors are
-(batch, tokens, heads x channels): the transposes that bring heads to the front go away where there are any. Heads that
-already are one with the batch stay so, as single heads.
+(batch, tokens, heads x channels). Where heads were brought to the front by transposes, those go away; where heads and
+batch are one axis already, each becomes an entry of the batch with a single head.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from structsam_export.rewrite.match import add, integers, only_consumer, producer, static_shape, take_over
+from structsam_export.rewrite.operators import MULTI_HEAD_ATTENTION
+from structsam_export.rewrite.results import Fired
 from structsam_export.rewrite.softmax_attention import SoftmaxAttention, attentions, reshaped, transposed
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
-DOMAIN = "com.microsoft"
 HEADS_TO_THE_FRONT = [0, 2, 1, 3]
 
 
-def apply(graph: gs.Graph, skipped: list[str]) -> int:
+def apply(graph: gs.Graph) -> Fired:
     """Rewrite Softmax(q.k') . v as MultiHeadAttention(q, k, v)."""
-    fired = 0
-    for found in attentions(graph, "attention_ort", skipped):
+    matches, skipped = attentions(graph)
+    for found in matches:
         one_operator(graph, found)
-        fired += 1
-    return fired
+    return Fired(len(matches), tuple(skipped))
 
 
 def one_operator(graph: gs.Graph, found: SoftmaxAttention) -> None:
@@ -42,8 +42,8 @@ def one_operator(graph: gs.Graph, found: SoftmaxAttention) -> None:
         rows = [collapsed(static_shape(t) or []) for t in tensors]
     flat = [reshaped(graph, tensor, shape) for tensor, shape in zip(parts, rows)]
     n, width = rows[0][1], rows[2][2]
-    y = add(graph, "MultiHeadAttention", flat, out, [rows[0][0], n, width], num_heads=heads, scale=1.0)
-    y.inputs[0].domain = DOMAIN
+    y = add(graph, MULTI_HEAD_ATTENTION.op, flat, out, [rows[0][0], n, width], num_heads=heads, scale=1.0)
+    y.inputs[0].domain = MULTI_HEAD_ATTENTION.domain
     shape = static_shape(out) or []
     y = add(graph, "Reshape", [y, integers(graph, f"{y.name}.shape", shape)], out, shape)
     take_over(y.inputs[0], out)

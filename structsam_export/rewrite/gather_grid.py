@@ -1,8 +1,8 @@
 """Gather rows from the grid itself, not from a copy cut into windows.
 
-Before attention the grid of tokens is padded, cut into windows (Pad, Reshape, Transpose, Reshape: two copies of every
-channel), and rows are gathered from that. Which row of the grid a row of a window is, is a constant: looked up for the
-few indices, it leaves one row of padding to append.
+Before attention the grid of tokens is padded and cut into windows (Pad, Reshape, Transpose, Reshape: two copies of
+every channel), and rows are gathered from that. Which row of the grid stands at each row of the windows is a constant
+table: the gathered indices are looked up in it, the copies go away, and one row of zeros after the grid is the padding.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from structsam_export.rewrite.layout import PAD, fill_of, step
+from structsam_export.rewrite.index_map import PAD, fill_of, moved
 from structsam_export.rewrite.match import add, integers, static_shape
+from structsam_export.rewrite.results import Fired
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
 
-def apply(graph: gs.Graph, skipped: list[str]) -> int:
-    """Rewrite Gather(layout(x), index) as Gather(x, constant[index])."""
-    fired = 0
+def apply(graph: gs.Graph) -> Fired:
+    """Rewrite Gather(movement(x), index) as Gather(x, constant[index])."""
+    fired, skipped = 0, list[str]()
     sources: dict[tuple[str, str], Any] = {}
     for node in list(graph.nodes):
         if node.op != "Gather" or node.attrs.get("axis", 0) != 0:
@@ -37,25 +38,25 @@ def apply(graph: gs.Graph, skipped: list[str]) -> int:
         if not any(n.op == "Transpose" for n in chain):
             continue
         start = chain[0].inputs[0]
-        found = rows_of(chain, static_shape(start) or [])
-        if found is None:
-            skipped.append(f"gather_grid: {node.name}: rows are taken apart or padded with something else than zeros")
+        origin = rows_of(chain, static_shape(start) or [])
+        if origin is None:
+            skipped.append(f"{node.name}: rows are taken apart or padded with something else than zeros")
             continue
-        key = (start.name, str(PAD in found))
+        key = (start.name, str(PAD in origin))
         if key not in sources:
-            sources[key] = flat_rows(graph, start, padded=PAD in found)
+            sources[key] = flat_rows(graph, start, padded=PAD in origin)
         data = sources[key]
-        table = [prod((static_shape(start) or [])[:-1]) if row == PAD else row for row in found]
+        table = [prod((static_shape(start) or [])[:-1]) if row == PAD else row for row in origin]
         if table != list(range(data.shape[0])):  # an index may count from the end, so that all rows must be there
             known = integers(graph, f"{node.name}.row", table)
             index = add(graph, "Gather", [known, index], index, static_shape(index) or [], known.dtype, axis=0)
         node.inputs = [data, index]
         fired += 1
-    return fired
+    return Fired(fired, tuple(skipped))
 
 
 def chain_before(tensor: Any, channels: int) -> list[Any]:
-    """The layout nodes that end in `tensor`, first one first, as far as all of them keep the last axis."""
+    """The data-movement nodes that end in `tensor`, first one first, as far as all of them keep the last axis."""
     chain: list[Any] = []
     while tensor.inputs and tensor.inputs[0].op in ("Reshape", "Transpose", "Slice", "Pad"):
         node = tensor.inputs[0]
@@ -68,7 +69,7 @@ def chain_before(tensor: Any, channels: int) -> list[Any]:
 
 
 def rows_of(chain: list[Any], shape: list[int]) -> list[int] | None:
-    """Which row of a tensor of this shape every row after the chain is (`PAD`: zeros), or None."""
+    """For each row after the chain, which row of its input (of this shape) it is, or `PAD`; None if rows are cut."""
     import numpy as np
 
     index = np.arange(prod(shape[:-1])).reshape(*shape[:-1], 1).repeat(2, -1)
@@ -77,7 +78,7 @@ def rows_of(chain: list[Any], shape: list[int]) -> list[int] | None:
         if node.op == "Pad" and fill_of(node) != 0:
             return None
         wide = static_shape(node.outputs[0]) or []
-        after = index.reshape([*wide[:-1], 2]) if node.op == "Reshape" else step(node, index)
+        after = index.reshape([*wide[:-1], 2]) if node.op == "Reshape" else moved(node, index)
         if after is None or after.shape[-1] != 2:
             return None
         index = after

@@ -1,8 +1,8 @@
-"""Move a row gather behind the layout change that follows it.
+"""Move a row gather behind the data movement that follows it.
 
 After attention, rows are unmerged (Gather) and windows are put back on the grid (Reshape, Transpose, Reshape,
-Slice): three more copies of every channel. Applied to the integer index instead, the same layout change costs
-1/D of that, and unmerging and un-windowing become one gather.
+Slice): three more copies of every channel. Applied to the integer index instead, the same movement costs 1/D of that,
+and unmerging and un-windowing become one gather.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from structsam_export.rewrite.match import add, constant, integers, only_consumer, static_shape, take_over
+from structsam_export.rewrite.results import Fired
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
 
-def apply(graph: gs.Graph, skipped: list[str]) -> int:
-    """Rewrite layout(Gather(rows (M, D), index)) as Gather(rows, layout(index))."""
+def apply(graph: gs.Graph) -> Fired:
+    """Rewrite movement(Gather(rows (M, D), index)) as Gather(rows, movement(index))."""
     fired = 0
     for node in list(graph.nodes):
         if node.op != "Gather" or node.attrs.get("axis", 0) != 0:
@@ -25,7 +26,7 @@ def apply(graph: gs.Graph, skipped: list[str]) -> int:
         shape = static_shape(rows)
         if shape is None or len(shape) != 2 or static_shape(index) is None or constant(index) is not None:
             continue
-        chain = layout_chain(graph, node.outputs[0], shape[1])
+        chain = movement_chain(graph, node.outputs[0], shape[1])
         if not any(step.op in ("Transpose", "Slice") for step in chain):
             continue
         for step in chain:
@@ -34,10 +35,10 @@ def apply(graph: gs.Graph, skipped: list[str]) -> int:
         moved = add(graph, "Gather", [rows, index], rows, static_shape(final) or [], axis=0)
         take_over(moved.inputs[0], final)
         fired += 1
-    return fired
+    return Fired(fired)
 
 
-def layout_chain(graph: gs.Graph, tensor: Any, channels: int) -> list[Any]:
+def movement_chain(graph: gs.Graph, tensor: Any, channels: int) -> list[Any]:
     """The longest run of nodes after `tensor` that only move rows and never touch the last axis."""
     chain: list[Any] = []
     while (node := only_consumer(graph, tensor)) is not None:
@@ -51,7 +52,7 @@ def layout_chain(graph: gs.Graph, tensor: Any, channels: int) -> list[Any]:
 
 
 def keeps_last_axis(node: Any, rank: int) -> bool:
-    """Whether a layout node treats every channel alike."""
+    """Whether a data-movement node treats every channel alike."""
     if node.op == "Reshape":
         return True  # the caller has compared the channel counts
     if node.op == "Transpose":
@@ -63,7 +64,7 @@ def keeps_last_axis(node: Any, rank: int) -> bool:
 
 
 def on_index(graph: gs.Graph, step: Any, index: Any) -> Any:
-    """The same layout change, applied to an index that has all axes but the last."""
+    """The same movement, applied to an index that has all axes but the last."""
     shape = (static_shape(step.outputs[0]) or [])[:-1]
     if step.op == "Reshape":
         return add(graph, "Reshape", [index, integers(graph, f"{step.name}.rows", shape)], index, shape)

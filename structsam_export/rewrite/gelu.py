@@ -11,14 +11,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from structsam_export.rewrite.match import add, only_consumer, producer, take_over
+from structsam_export.rewrite.results import Fired
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
 
-def apply(graph: gs.Graph, skipped: list[str]) -> int:
+def apply(graph: gs.Graph) -> Fired:
     """Rewrite x * (0.5 * (1 + erf(..))) as (x * (1 + erf(..))) * 0.5."""
-    fired = 0
+    fired, skipped = 0, list[str]()
     for node in list(graph.nodes):
         if node.op != "Erf" or (one_plus := only_consumer(graph, node.outputs[0])) is None or one_plus.op != "Add":
             continue
@@ -30,16 +31,14 @@ def apply(graph: gs.Graph, skipped: list[str]) -> int:
         scaled = producer(node.inputs[0], "Div") or producer(node.inputs[0], "Mul")
         x = scaled.inputs[0] if scaled is not None else None
         if last is None or last.op != "Mul" or not any(t is x for t in last.inputs):
-            skipped.append(
-                f"gelu: {node.name}: 0.5 (1 + erf) has no single reader that multiplies what erf was taken of"
-            )
+            skipped.append(f"{node.name}: 0.5 (1 + erf) has no single reader that multiplies what erf was taken of")
             continue
         out = last.outputs[0]
         whole = add(graph, "Mul", [x, one_plus.outputs[0]], out, one_plus.outputs[0].shape)
         result = add(graph, "Mul", [whole, half], out, out.shape)
         take_over(result.inputs[0], out)
         fired += 1
-    return fired
+    return Fired(fired, tuple(skipped))
 
 
 def is_half(tensor: Any) -> bool:

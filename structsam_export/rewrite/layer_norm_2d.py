@@ -9,17 +9,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from structsam_export.rewrite.match import add, fresh, only_consumer, producer, static_shape, take_over
+from structsam_export.rewrite.results import Fired
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
 
-def apply(graph: gs.Graph, skipped: list[str]) -> int:
+def apply(graph: gs.Graph) -> Fired:
     """Rewrite (x - mean) / sqrt(mean((x - mean)^2) + eps) * weight + bias over axis 1."""
     import numpy as np
     import onnx_graphsurgeon as gs
 
-    fired = 0
+    fired, skipped = 0, list[str]()
     for node in list(graph.nodes):
         if node.op != "Sqrt" or (found := channel_norm(graph, node)) is None:
             continue
@@ -27,7 +28,7 @@ def apply(graph: gs.Graph, skipped: list[str]) -> int:
         shape = static_shape(x)
         known = shape is not None and len(shape) == 4 and static_shape(out) == shape
         if shape is None or not known or not (by_channel(weight, shape[1]) and by_channel(bias, shape[1])):
-            skipped.append(f"layer_norm_2d: {node.name}: not (B, C, H, W) of known shape with one weight a channel")
+            skipped.append(f"{node.name}: not (B, C, H, W) of known shape with one weight a channel")
             continue
         B, C, H, W = shape
         affine = [gs.Constant(fresh(graph, f"{out.name}.{n}"), np.ascontiguousarray(v.reshape(C)))
@@ -37,7 +38,7 @@ def apply(graph: gs.Graph, skipped: list[str]) -> int:
         first = add(graph, "Transpose", [normed], x, shape, perm=[0, 3, 1, 2])
         take_over(first.inputs[0], out)
         fired += 1
-    return fired
+    return Fired(fired, tuple(skipped))
 
 
 def channel_norm(graph: gs.Graph, root: Any) -> tuple[Any, float, Any, Any, Any] | None:

@@ -10,12 +10,13 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from structsam_export.rewrite.match import add, integers, only_consumer, producer, static_shape, take_over
+from structsam_export.rewrite.results import Fired
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
 
-def apply(graph: gs.Graph, skipped: list[str]) -> int:
+def apply(graph: gs.Graph) -> Fired:
     """Rewrite Reshape(x @ W + b) as Reshape(Gemm(x.flatten(0, -2), W, b))."""
     fired = 0
     rows: dict[str, Any] = {}
@@ -36,7 +37,7 @@ def apply(graph: gs.Graph, skipped: list[str]) -> int:
         back = add(graph, "Reshape", [product, integers(graph, f"{out.name}.back", wide)], out, wide)
         take_over(back.inputs[0], out)
         fired += 1
-    return fired
+    return Fired(fired)
 
 
 def linear_layer(graph: gs.Graph, node: Any) -> tuple[Any, Any, Any, Any] | None:

@@ -1,7 +1,9 @@
-"""Small questions rules ask of a graph."""
+"""What rules ask of a graph, and the nodes and constants that they put into it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -38,6 +40,44 @@ def integers(graph: gs.Graph, name: str, values: Any) -> Any:
     import onnx_graphsurgeon as gs
 
     return gs.Constant(fresh(graph, name), np.asarray(values, dtype=np.int64))
+
+
+def floats(graph: gs.Graph, name: str, values: Any, like: Any) -> Any:
+    """A new constant in the float type of the tensor `like` (FP32, FP16 or BF16), with a name no other tensor has."""
+    import numpy as np
+    import onnx_graphsurgeon as gs
+
+    return gs.Constant(fresh(graph, name), np.asarray(values).astype(numpy_type(like)))
+
+
+def numpy_type(tensor: Any) -> Any:
+    """A tensor's type for numpy; onnx-graphsurgeon holds BF16, which numpy lacks, as ONNX's number for it."""
+    import onnx
+
+    dtype = tensor.dtype
+    return onnx.helper.tensor_dtype_to_np_dtype(dtype) if isinstance(dtype, int) else dtype
+
+
+def has_16_bit_floats(node: Any) -> bool:
+    """Whether a node reads or makes FP16 or BF16."""
+    from onnx import TensorProto
+    from onnx_graphsurgeon.exporters.onnx_exporter import dtype_to_onnx
+
+    kinds = {dtype_to_onnx(t.dtype) for t in (*node.inputs, *node.outputs) if t.dtype is not None}
+    return bool(kinds & {TensorProto.FLOAT16, TensorProto.BFLOAT16})
+
+
+@contextmanager
+def errors_only() -> Iterator[None]:
+    """Keep onnx-graphsurgeon from printing warnings."""
+    from onnx_graphsurgeon.logger import G_LOGGER
+
+    severity = G_LOGGER.severity
+    G_LOGGER.severity = G_LOGGER.ERROR
+    try:
+        yield
+    finally:
+        G_LOGGER.severity = severity
 
 
 def fresh(graph: gs.Graph, name: str) -> str:

@@ -1,8 +1,9 @@
 """MLPs a few hundred rows at a time: ONNX Runtime's CPU kernels then find the wide hidden rows in cache.
 
-A half-block x + W2 gelu(W1 norm(x)) knows no neighbours, so that rows may come in any portions. A Scan runs the same
-nodes on one portion after another, with one copy of the weights; as many nodes side by side would each keep their own.
-The same numbers: every row is computed as before.
+A half-block x + W2 gelu(W1 norm(x)) computes each row from that row alone, so rows may come in any portions. A
+Scan runs the same nodes on portion after portion and reads one copy of the weights; as many nodes side by side would
+each keep a copy of their own. Every row is computed as before, so the numbers are the same. In FP16 and BF16 graphs the
+casts between the norm, the products and the residual sum go into the Scan as well.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from structsam_export.rewrite.match import add, fresh, integers, only_consumer, producer, static_shape, take_over
+from structsam_export.rewrite.results import Fired
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -21,9 +23,9 @@ ROWWISE = frozenset(("Add", "Div", "Erf", "Gelu", "Mul"))
 PRODUCTS = ("MatMul", "Gemm")
 
 
-def apply(graph: gs.Graph, skipped: list[str]) -> int:
+def apply(graph: gs.Graph) -> Fired:
     """Rewrite MLPs on many rows as a Scan over portions of them."""
-    fired = 0
+    fired, skipped = 0, list[str]()
     for node in list(graph.nodes):
         if node.op not in ("Erf", "Gelu") or (chain := mlp_around(graph, node)) is None:
             continue
@@ -33,14 +35,14 @@ def apply(graph: gs.Graph, skipped: list[str]) -> int:
         rows = prod(shape[:-1]) if shape is not None else 0
         portion = portion_of(rows)
         if shape is None or wide is None or any(static_shape(t) is None for n in nodes for t in n.outputs):
-            skipped.append(f"mlp_blocks: {node.name}: shapes are not all known")
+            skipped.append(f"{node.name}: shapes are not all known")
             continue
         if portion == rows or prod(wide[:-1]) != rows:
-            skipped.append(f"mlp_blocks: {node.name}: {rows} rows are few, or have no fitting divisor")
+            skipped.append(f"{node.name}: {rows} rows are few, or have no fitting divisor")
             continue
         in_portions(graph, x, nodes, rows, portion)
         fired += 1
-    return fired
+    return Fired(fired, tuple(skipped))
 
 
 def portion_of(rows: int) -> int:
@@ -60,12 +62,14 @@ def mlp_around(graph: gs.Graph, activation: Any) -> tuple[Any, list[Any]] | None
         return None
     inside = {id(n): n for n in (*before, *after)}
     x = before[-1].inputs[0]
-    norm = producer(x, "LayerNormalization")
-    if norm is not None and norm.attrs.get("axis", -1) == -1 and only_consumer(graph, x) is not None:
-        inside[id(norm)] = norm
-        total = only_consumer(graph, after[-1].outputs[0])
+    lowered, normed = cast_before(graph, x)
+    norm = producer(normed, "LayerNormalization")
+    if norm is not None and norm.attrs.get("axis", -1) == -1 and only_consumer(graph, normed) is not None:
+        inside |= {id(n): n for n in (norm, *lowered)}
+        raised, result = cast_after(graph, after[-1].outputs[0])
+        total = only_consumer(graph, result)
         if total is not None and total.op == "Add" and any(t is norm.inputs[0] for t in total.inputs):
-            inside[id(total)] = total
+            inside |= {id(n): n for n in (*raised, total)}
         x = norm.inputs[0]
     order = {id(n): i for i, n in enumerate(graph.nodes)}
     nodes = sorted(inside.values(), key=lambda n: order[id(n)])
@@ -76,6 +80,18 @@ def mlp_around(graph: gs.Graph, activation: Any) -> tuple[Any, list[Any]] | None
     return (
         (x, nodes) if closed and private and not any(t.name in named for n in nodes[:-1] for t in n.outputs) else None
     )
+
+
+def cast_before(graph: gs.Graph, tensor: Any) -> tuple[list[Any], Any]:
+    """The Cast that made a tensor for one reader, if there is one, and what it was cast from."""
+    cast = producer(tensor, "Cast")
+    return ([cast], cast.inputs[0]) if cast is not None and only_consumer(graph, tensor) is not None else ([], tensor)
+
+
+def cast_after(graph: gs.Graph, tensor: Any) -> tuple[list[Any], Any]:
+    """The Cast that is a tensor's only reader, if there is one, and what it makes."""
+    cast = only_consumer(graph, tensor)
+    return ([cast], cast.outputs[0]) if cast is not None and cast.op == "Cast" else ([], tensor)
 
 
 def of_rows(node: Any, known: set[str]) -> bool:
@@ -93,29 +109,29 @@ def of_rows(node: Any, known: set[str]) -> bool:
 
 
 def walk_back(activation: Any) -> list[Any] | None:
-    """Nodes from the activation back to the product that feeds it."""
-    found, node = [], activation
+    """Nodes before the activation, back to the product that feeds it; None if other operators stand between."""
+    chain, node = [], activation
     while node.op not in PRODUCTS:
         tensor = next((t for t in node.inputs if t.inputs), None)
         if tensor is None or tensor.inputs[0].op not in (*ROWWISE, *PRODUCTS):
             return None
         node = tensor.inputs[0]
-        found.append(node)
-    return found if node.inputs[0].inputs and not node.inputs[1].inputs else None
+        chain.append(node)
+    return chain if node.inputs[0].inputs and not node.inputs[1].inputs else None
 
 
 def walk_forward(graph: gs.Graph, activation: Any) -> list[Any] | None:
-    """Nodes from the activation to the product that reads it, and that product's bias."""
-    found, node = [activation], activation
+    """The activation, the nodes up to the next product, and that product's bias; None if others stand between."""
+    chain, node = [activation], activation
     while node.op not in PRODUCTS:
         node = only_consumer(graph, node.outputs[0])
         if node is None or node.op not in (*ROWWISE, *PRODUCTS):
             return None
-        found.append(node)
+        chain.append(node)
     bias = only_consumer(graph, node.outputs[0])
     if bias is not None and bias.op == "Add" and any(not t.inputs for t in bias.inputs):
-        found.append(bias)
-    return found
+        chain.append(bias)
+    return chain
 
 
 def in_portions(graph: gs.Graph, x: Any, nodes: list[Any], rows: int, portion: int) -> None:
@@ -148,7 +164,7 @@ def in_portions(graph: gs.Graph, x: Any, nodes: list[Any], rows: int, portion: i
 
 
 def private_copy(graph: gs.Graph, tensor: Any, node: Any) -> Any:
-    """A small constant under a name of its own: bodies may not hide names of the graph around them."""
+    """A copy of a small constant under another name, as a body may not hide outer names; other tensors as they are."""
     import onnx_graphsurgeon as gs
 
     if not isinstance(tensor, gs.Constant):

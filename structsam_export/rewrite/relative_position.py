@@ -10,14 +10,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from structsam_export.rewrite.match import add, integers, producer, static_shape, take_over
+from structsam_export.rewrite.results import Fired
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
 
-def apply(graph: gs.Graph, skipped: list[str]) -> int:
+def apply(graph: gs.Graph) -> Fired:
     """Rewrite Softmax(MatMul + MatMul + ...) as Softmax(MatMul of concatenations)."""
-    fired = 0
+    fired, skipped = 0, list[str]()
     for node in list(graph.nodes):
         if node.op != "Softmax":
             continue
@@ -27,10 +28,10 @@ def apply(graph: gs.Graph, skipped: list[str]) -> int:
             continue
         shape = static_shape(scores)
         if shape is None or any(static_shape(t) is None for p in products for t in p.inputs):
-            skipped.append(f"relative_position: {node.name}: shapes are not all known")
+            skipped.append(f"{node.name}: shapes are not all known")
             continue
         if any((static_shape(p.outputs[0]) or [])[-2:] != shape[-2:] for p in products):
-            skipped.append(f"relative_position: {node.name}: a product is repeated over queries or keys")
+            skipped.append(f"{node.name}: a product is repeated over queries or keys")
             continue
         left = [spread(graph, p.inputs[0], shape[:-2]) for p in products]
         right = [spread(graph, p.inputs[1], shape[:-2]) for p in products]
@@ -40,7 +41,7 @@ def apply(graph: gs.Graph, skipped: list[str]) -> int:
         product = add(graph, "MatMul", [q, k], scores, shape)
         take_over(product.inputs[0], scores)
         fired += 1
-    return fired
+    return Fired(fired, tuple(skipped))
 
 
 def products_of(tensor: Any) -> list[Any]:

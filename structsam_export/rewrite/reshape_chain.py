@@ -9,12 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from structsam_export.rewrite.match import integers, producer, static_shape
+from structsam_export.rewrite.results import Fired
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
 
-def apply(graph: gs.Graph, skipped: list[str]) -> int:
+def apply(graph: gs.Graph) -> Fired:
     """Skip inner reshapes and drop reshapes to the shape a tensor already has."""
     fired = 0
     outputs = {t.name for t in graph.outputs}
@@ -34,4 +35,4 @@ def apply(graph: gs.Graph, skipped: list[str]) -> int:
                 reader.inputs = [node.inputs[0] if t is out else t for t in reader.inputs]
             node.outputs.clear()
             fired += 1
-    return fired
+    return Fired(fired)

@@ -18,27 +18,28 @@ from structsam_export.rewrite.match import (
     static_shape,
     take_over,
 )
+from structsam_export.rewrite.results import Fired
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
 
-def apply(graph: gs.Graph, skipped: list[str]) -> int:
+def apply(graph: gs.Graph) -> Fired:
     """Rewrite GatherElements(x (B, N, D), spread index (B, k)) as Gather(x.reshape(B*N, D), index + offset)."""
     import numpy as np
 
-    fired = 0
+    fired, skipped = 0, list[str]()
     for node in list(graph.nodes):
         if node.op != "GatherElements":
             continue
         data, spread = node.inputs
         shape = static_shape(data)
         if shape is None or len(shape) != 3 or node.attrs.get("axis", 0) != 1:
-            skipped.append(f"row_gather: {node.name}: not axis 1 of a (B, N, D) tensor of known shape")
+            skipped.append(f"{node.name}: not axis 1 of a (B, N, D) tensor of known shape")
             continue
         index = fixed_row_index(graph, spread, shape) or row_index(spread, shape)
         if index is None:
-            skipped.append(f"row_gather: {node.name}: the index differs between channels")
+            skipped.append(f"{node.name}: the index differs between channels")
             continue
         B, N, D = shape
         index, out = grouped(graph, node, index, D)
@@ -51,7 +52,7 @@ def apply(graph: gs.Graph, skipped: list[str]) -> int:
         if out is not node.outputs[0]:
             take_over(node, out)
         fired += 1
-    return fired
+    return Fired(fired, tuple(skipped))
 
 
 def grouped(graph: gs.Graph, node: Any, index: Any, channels: int) -> tuple[Any, Any]:

@@ -1,8 +1,7 @@
-"""MatMul-Softmax-MatMul as one operator sees it: queries, keys and values with the same leading axes."""
+"""MatMul-Softmax-MatMul as an attention operator sees it: queries, keys and values with the same leading axes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SoftmaxAttention:
-    """out (*batch, n, e) = softmax(q (*batch, n, d) . keys' (*batch, d, m)) . v (*batch, m, e)."""
+    """out (*batch, n, e) = softmax(q (*batch, n, d) . transposed_keys (*batch, d, m)) . v (*batch, m, e).
+
+    Each is a tensor of the graph; all have one float type.
+    """
 
     q: Any
     transposed_keys: Any
@@ -27,30 +29,37 @@ class SoftmaxAttention:
         return (static_shape(self.q) or [])[:-2]
 
 
-def attentions(graph: gs.Graph, rule: str, skipped: list[str]) -> Iterator[SoftmaxAttention]:
-    """Every attention of the graph whose scores nothing else reads and whose shapes are known."""
+def attentions(graph: gs.Graph) -> tuple[list[SoftmaxAttention], list[str]]:
+    """Every attention of the graph whose scores nothing else reads and whose shapes are known.
+
+    Returns:
+        Those, in the graph's order, and "<node>: <reason>" for every other Softmax of a product.
+    """
+    matches: list[SoftmaxAttention] = []
+    skipped: list[str] = []
     for node in list(graph.nodes):
         if node.op != "Softmax" or (scores := producer(node.inputs[0], "MatMul")) is None:
             continue
         weighted = only_consumer(graph, node.outputs[0])
         if weighted is None or weighted.op != "MatMul" or only_consumer(graph, scores.outputs[0]) is None:
-            skipped.append(f"{rule}: {node.name}: its scores or weights are read elsewhere too")
+            skipped.append(f"{node.name}: its scores or weights are read elsewhere too")
             continue
         q, keys = scores.inputs
         found = SoftmaxAttention(q, keys, weighted.inputs[1], weighted.outputs[0])
         shapes = [static_shape(t) for t in (found.q, found.transposed_keys, found.v)]
         if weighted.inputs[0] is not node.outputs[0] or None in shapes:
-            skipped.append(f"{rule}: {node.name}: shapes are not all known")
+            skipped.append(f"{node.name}: shapes are not all known")
             continue
         axis = node.attrs.get("axis", -1)
         if axis not in (-1, len(found.batch) + 1) or any(s[:-2] != found.batch for s in shapes if s is not None):
-            skipped.append(f"{rule}: {node.name}: queries, keys and values have different leading axes")
+            skipped.append(f"{node.name}: queries, keys and values have different leading axes")
             continue
-        yield found
+        matches.append(found)
+    return matches, skipped
 
 
 def transposed(graph: gs.Graph, tensor: Any) -> Any:
-    """The tensor with its last two axes swapped; what was transposed to make it is taken from before that."""
+    """The tensor with its last two axes swapped; a Transpose that made it is undone, not followed by another."""
     import onnx_graphsurgeon as gs
 
     shape = static_shape(tensor) or []

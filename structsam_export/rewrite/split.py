@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from structsam_export.rewrite.match import constant, fresh, integers, static_shape
+from structsam_export.rewrite.results import Fired
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
 
-def apply(graph: gs.Graph, skipped: list[str]) -> int:
+def apply(graph: gs.Graph) -> Fired:
     """Rewrite x[..., :a], x[..., a:b], x[..., b:] as Split(x, [a, b - a, n - b])."""
     import onnx_graphsurgeon as gs
 
@@ -38,7 +39,7 @@ def apply(graph: gs.Graph, skipped: list[str]) -> int:
         name = fresh(graph, f"{tensor.name}.split")
         graph.nodes.append(gs.Node("Split", name=name, attrs={"axis": axis}, inputs=[tensor, sizes], outputs=outs))
         fired += 1
-    return fired
+    return Fired(fired)
 
 
 def piece(node: Any, shape: list[int]) -> tuple[int, int, int] | None:

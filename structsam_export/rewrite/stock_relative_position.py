@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 from structsam_export.rewrite.fold_constants import SIZE_LIMIT
 from structsam_export.rewrite.match import add, fresh, integers, producer, static_shape, take_over
 from structsam_export.rewrite.relative_position import spread
+from structsam_export.rewrite.results import Fired
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
 
-def apply(graph: gs.Graph, skipped: list[str]) -> int:
+def apply(graph: gs.Graph) -> Fired:
     """Rewrite Softmax(Reshape(Reshape(q.k') + rel_h + rel_w)) as Softmax([q|rel_h|rel_w].[k|rows|columns]')."""
-    fired = 0
+    fired, skipped = 0, list[str]()
     for node in list(graph.nodes):
         if node.op != "Softmax" or (found := decomposed_bias(node.inputs[0])) is None:
             continue
@@ -29,10 +30,10 @@ def apply(graph: gs.Graph, skipped: list[str]) -> int:
         shape = static_shape(scores)
         sides = [static_shape(rel_h), static_shape(rel_w)]
         if shape is None or None in sides or any(static_shape(t) is None for t in product.inputs):
-            skipped.append(f"stock_relative_position: {node.name}: shapes are not all known")
+            skipped.append(f"{node.name}: shapes are not all known")
             continue
         if any(prod(side[:-1]) != prod(shape[:-1]) for side in sides if side is not None):
-            skipped.append(f"stock_relative_position: {node.name}: the bias is shared by several score maps")
+            skipped.append(f"{node.name}: the bias is shared by several score maps")
             continue
         kh, kw = (side[-1] for side in sides if side is not None)
         query, key = product.inputs
@@ -47,7 +48,7 @@ def apply(graph: gs.Graph, skipped: list[str]) -> int:
         folded = add(graph, "MatMul", [q, k], scores, shape)
         take_over(folded.inputs[0], scores)
         fired += 1
-    return fired
+    return Fired(fired, tuple(skipped))
 
 
 def decomposed_bias(scores: Any) -> tuple[Any, Any, Any] | None:

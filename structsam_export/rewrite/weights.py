@@ -10,6 +10,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from structsam_export.rewrite.subgraphs import names_read
+
 # Smaller tensors (index tables, relative positions) are loaded, so that constants can be folded.
 LARGE = 1 << 20
 
@@ -56,33 +58,42 @@ def attach(model: Any, weights: list[Any]) -> None:
     graph.initializer.extend(t for t in weights if t.name in used)
 
 
-def names_read(graph: Any) -> set[str]:
-    """Names of tensors that a graph's nodes read, those in bodies of loops included."""
-    bodies = [attr.g for node in graph.node for attr in node.attribute if attr.HasField("g")]
-    return {name for node in graph.node for name in node.input}.union(*map(names_read, bodies))
-
-
 def save(model: Any, source: Path, target: Path, inline_limit: int) -> None:
     """Write a graph whose large weights still point into `<source>.data`.
 
     Up to `inline_limit` bytes the weights go into the file; beyond, `<target>.data` is the source's data file under
-    another name, copied, as onnx reads no data from files with several hard links.
+    another name, copied, as onnx reads no data from files with several hard links. `target` may be `source`.
     """
     import onnx
     from onnx.external_data_helper import load_external_data_for_model
 
     external = [t for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
+    data = target.with_name(f"{target.name}.data")
     if sum(data_bytes(t) for t in external) <= inline_limit:
         load_external_data_for_model(model, str(source.parent))
         onnx.save(model, str(target))
+        data.unlink(missing_ok=True)
         return
-    data = target.with_name(f"{target.name}.data")
     for tensor in external:
         for entry in tensor.external_data:
             if entry.key == "location":
                 entry.value = data.name
-    shutil.copyfile(source.with_name(f"{source.name}.data"), data)
+    if target.resolve() != source.resolve():
+        shutil.copyfile(source.with_name(f"{source.name}.data"), data)
     onnx.save(model, str(target))
+
+
+def copy_file(source: Path, target: Path) -> int:
+    """Copy an ONNX file whose weights may lie in `<source>.data`, which may be `target` itself; its number of nodes."""
+    import onnx
+
+    model = onnx.load(str(source), load_external_data=False)
+    if any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer):
+        save(model, source, target, 0)
+    elif target.resolve() != source.resolve():
+        shutil.copyfile(source, target)
+        target.with_name(f"{target.name}.data").unlink(missing_ok=True)
+    return len(model.graph.node)
 
 
 def data_bytes(tensor: Any) -> int:

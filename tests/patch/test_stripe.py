@@ -211,10 +211,10 @@ def test_ranking_is_in_the_graph_only_where_it_decides(rate, variant):
 
 @pytest.mark.parametrize("rate", [0.75, 0.6])
 def test_scores_of_a_stripe_are_folded_into_one_product(rate):
-    graph, skipped = gs.import_onnx(exported(rate, "stripe")[1]), []
-    counts = apply_rules(graph, skipped)
-    assert counts["relative_position"] == 1
-    assert skipped == []
+    graph = gs.import_onnx(exported(rate, "stripe")[1])
+    made = apply_rules(graph)
+    assert made.counts["relative_position"] == 1
+    assert made.skipped == ()
     softmax = next(n for n in graph.nodes if n.op == "Softmax")
     product = softmax.inputs[0].inputs[0]
     assert product.op == "MatMul"

@@ -12,17 +12,17 @@ from precision_graphs import casts, computes_in, converted, saved, session, type
 from structsam_export import rewrite as rewriting
 from structsam_export.errors import PrecisionError
 from structsam_export.precision import casts as casting
-from structsam_export.precision import convert, emulated
+from structsam_export.precision import convert, fake_quantised
 
 RNG = np.random.default_rng(0)
 W = RNG.standard_normal((8, 8)).astype(np.float32)
 
 
 def both(path):
-    """Sessions of a converted FP16 file as it is, where ONNX Runtime may leave roundings out, and emulated."""
+    """Sessions of a converted FP16 file as it is, where ONNX Runtime may leave roundings out, and fake-quantised."""
     source = path.with_name("fp16.onnx")
-    emulated(source, path.with_name("emulated.onnx"))
-    return session(source), session(path.with_name("emulated.onnx"))
+    fake_quantised(source, path.with_name("fake.onnx"))
+    return session(source), session(path.with_name("fake.onnx"))
 
 
 def test_product_is_that_of_half_arithmetic(tmp_path):
@@ -125,14 +125,14 @@ def test_floats_made_of_integers_need_no_second_cast(tmp_path):
 def test_nodes_whose_values_do_not_fit_keep_fp32_and_are_named(tmp_path):
     nodes = [node("MatMul", "x w", "a"), node("Mul", "a a", "b"), node("Sqrt", "b", "c"), node("MatMul", "c w", "y")]
     path = saved(tmp_path, nodes, {"x": [4, 8]}, "y", w=W)
-    peaks = {"x": 3.0, "a": 200.0, "b": 40_000.0, "c": 200.0, "y": 1.0}
-    model, result = converted(path, peaks=peaks)
+    amax = {"x": 3.0, "a": 200.0, "b": 40_000.0, "c": 200.0, "y": 1.0}
+    model, result = converted(path, amax=amax)
     assert computes_in(model) == {"a": "fp16", "b": "fp32", "c": "fp32", "y": "fp16"}
     assert [(o.node, o.op) for o in result.offenders] == [("make_b", "Mul"), ("make_c", "Sqrt")]
     assert "'b' reaches 4e+04" in result.offenders[0].why
-    assert converted(path, peaks=peaks | {"b": 16_000.0})[1].offenders == ()
-    assert len(converted(path, peaks=peaks | {"b": float("nan")})[1].offenders) == 2
-    assert converted(path, "bf16", peaks)[1].offenders == ()
+    assert converted(path, amax=amax | {"b": 16_000.0})[1].offenders == ()
+    assert len(converted(path, amax=amax | {"b": float("nan")})[1].offenders) == 2
+    assert converted(path, "bf16", amax)[1].offenders == ()
     x = np.full((4, 8), 40.0, np.float32)
     assert np.isfinite(session(path.with_name("fp16.onnx")).run(None, {"x": x})[0]).all()
 

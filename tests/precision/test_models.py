@@ -15,7 +15,7 @@ from structsam_export.methods import make_method
 from structsam_export.models import load_model
 from structsam_export.patch import patched
 from structsam_export.pipeline import OUTPUTS
-from structsam_export.precision import convert, emulated, scan
+from structsam_export.precision import calibrate, convert, fake_quantised
 from structsam_export.rewrite import rewrite
 from structsam_export.trace import trace_decoder, trace_encoder
 
@@ -31,7 +31,7 @@ def tiny(request, tmp_path_factory):
     rewrite(folder / "raw.onnx", folder / "encoder.onnx", keep_outputs=OUTPUTS["encoder"])
     image = np.random.default_rng(0).standard_normal((1, 3, 96, 96)).astype(np.float32)
     result = convert(
-        folder / "encoder.onnx", folder / "fp16.onnx", "fp16", scan(folder / "encoder.onnx", [{"image": image}])
+        folder / "encoder.onnx", folder / "fp16.onnx", "fp16", calibrate(folder / "encoder.onnx", [{"image": image}])
     )
     return folder, result, image
 
@@ -64,10 +64,10 @@ def test_no_value_is_cast_there_and_back(tiny):
         assert second[1] not in made
 
 
-def test_emulated_encoder_is_near_and_finite(tiny):
+def test_fake_quantised_encoder_is_near_and_finite(tiny):
     folder, _, image = tiny
-    emulated(folder / "fp16.onnx", folder / "emulated.onnx")
-    exact, made = (session(folder / name).run(None, {"image": image})[0] for name in ("encoder.onnx", "emulated.onnx"))
+    fake_quantised(folder / "fp16.onnx", folder / "fake.onnx")
+    exact, made = (session(folder / name).run(None, {"image": image})[0] for name in ("encoder.onnx", "fake.onnx"))
     error = np.abs(made - exact)
     assert np.isfinite(made).all()
     # Random weights have ties everywhere: a token that moves changes its surroundings, so most values are looked at.

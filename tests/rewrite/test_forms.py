@@ -16,7 +16,7 @@ from structsam_export.build import build_engine, installed
 from structsam_export.errors import ArtifactError, PrecisionError
 from structsam_export.macs import graph_macs
 from structsam_export.pipeline import OUTPUTS
-from structsam_export.precision import convert, emulated, scan
+from structsam_export.precision import calibrate, convert, fake_quantised
 from structsam_export.rewrite import FORMS, RULES, apply_rules, mlp_blocks, rewrite
 
 DEPTH, BATCH, OPSET = 3, 2, 23
@@ -121,8 +121,8 @@ def test_reasons_are_of_the_rules(case, form):
 def test_a_second_run_fires_nothing(case, form):
     """Neither rules of the form nor those after them; a layout's rule may take padded values along."""
     again = apply_rules(gs.import_onnx(made(*case, form)[2]), form=form)
-    assert {rule: n for rule, n in again.items() if n}.keys() <= {"layout_gather"}
-    assert form == "attention" or again["layout_gather"] == 0
+    assert {rule: n for rule, n in again.items() if n}.keys() <= {"movement_gather"}
+    assert form == "attention" or again["movement_gather"] == 0
     assert set(again) >= {*FORMS[form], "reshape_chain"}
 
 
@@ -174,11 +174,11 @@ def in_fp16(source, form):
     """(rewritten file, converted file, its result)."""
     folder = source.parent
     rewrite(source, folder / "encoder.onnx", keep_outputs=OUTPUTS["encoder"], form=form)
-    peaks = scan(folder / "encoder.onnx", [{"image": IMAGE[:1]}])
+    amax = calibrate(folder / "encoder.onnx", [{"image": IMAGE[:1]}])
     return (
         folder / "encoder.onnx",
         folder / "half.onnx",
-        convert(folder / "encoder.onnx", folder / "half.onnx", "fp16", peaks),
+        convert(folder / "encoder.onnx", folder / "half.onnx", "fp16", amax),
     )
 
 
@@ -192,9 +192,9 @@ def test_attention_computes_in_fp16(source):
     assert len(found) == DEPTH
     assert {types[name] for n in found for name in (*n.input, *n.output)} == {onnx.TensorProto.FLOAT16}
     assert result.offenders == ()
-    emulated(half, half.with_name("emulated.onnx"))
+    fake_quantised(half, half.with_name("fake.onnx"))
     one = run(onnx.load(str(exact)), {"image": IMAGE[:1]})["image_embeddings"]
-    other = run(onnx.load(str(half.with_name("emulated.onnx"))), {"image": IMAGE[:1]})["image_embeddings"]
+    other = run(onnx.load(str(half.with_name("fake.onnx"))), {"image": IMAGE[:1]})["image_embeddings"]
     # Random weights have ties everywhere, so most values are looked at, not all.
     assert 0 < np.median(np.abs(one - other)) < 5e-3 * np.abs(one).max()
 

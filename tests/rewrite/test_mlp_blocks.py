@@ -317,8 +317,7 @@ def test_weights_in_a_file_are_held_once(source, tmp_path, monkeypatch, limit, b
     monkeypatch.setattr(weights, "LARGE", 100)  # w1 and w2
     monkeypatch.setattr(rewriting, "INLINE_LIMIT", limit)
     target = tmp_path / "out.onnx"
-    counts = rewrite(source, target, keep_outputs=("z",), form="ort-cpu")
-    assert counts[RULE] == 2
+    assert rewrite(source, target, keep_outputs=("z",), form="ort-cpu").counts[RULE] == 2
     made = onnx.load(str(target), load_external_data=False)
     onnx.checker.check_model(str(target), full_check=True)
     assert [i.name for i in made.graph.input] == ["x"]

@@ -27,7 +27,7 @@ ALWAYS = {"layer_norm_2d": 2, "gelu": DEPTH}
 DENSE = ALWAYS | {"stock_relative_position": DEPTH, "split": DEPTH, "linear": 4, "reshape_chain": 8}
 MERGED = ALWAYS | {
     "gather_last": 2,
-    "layout_gather": 4,
+    "movement_gather": 4,
     "stock_relative_position": 1,
     "linear": 10,
     "reshape_chain": 16,

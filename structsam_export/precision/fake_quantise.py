@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from structsam_export.precision.peaks import MOVES
+from structsam_export.precision.calibrate import MOVES
+from structsam_export.precision.inference import tensor_types
 from structsam_export.precision.typed import replace_nodes
+from structsam_export.rewrite.subgraphs import bodies
 
-FLOAT = 1
+FLOAT = 1  # onnx.TensorProto.FLOAT
 
 
-def emulated(source: Path, target: Path) -> None:
+def fake_quantised(source: Path, target: Path) -> None:
     """Write a float32 graph that computes what a graph of `convert` stores.
 
     Every FP16 or BF16 tensor becomes a float32 one that is cast to its type and back, so that it holds the same
@@ -20,7 +22,7 @@ def emulated(source: Path, target: Path) -> None:
     rounded. Engines fuse nodes and round less than this: it is the worst case. For validation only, as it is slow.
 
     Args:
-        source: file of `convert`.
+        source: file of `convert`, or what `rewrite.apply_form` made of it.
         target: file to write, in the same folder if weights lie beside `source`.
     """
     import onnx
@@ -28,37 +30,40 @@ def emulated(source: Path, target: Path) -> None:
     from structsam_export.files import disk_errors
 
     model = onnx.load(str(source), load_external_data=False)
-    low = low_types(model)
-    nodes: list[Any] = [
-        onnx.helper.make_node("Cast", [f"{t.name}.stored"], [t.name], to=FLOAT)
-        for t in model.graph.initializer
-        if t.name in low
-    ]
-    for node in model.graph.node:
-        copy = onnx.NodeProto.FromString(node.SerializeToString())
-        nodes += rounded(copy, {name: low[name] for name in node.output if name in low})
-    for tensor in model.graph.initializer:
-        if tensor.name in low:
-            tensor.name += ".stored"
-    replace_nodes(model.graph, nodes)
-    for record in model.graph.value_info:
-        if record.name in low:
-            record.type.tensor_type.elem_type = FLOAT
+    fake_quantise(model.graph, low_types(model))
     with disk_errors(target.parent):
         onnx.save(model, str(target))
 
 
 def low_types(model: Any) -> dict[str, int]:
-    """FP16 and BF16 tensors of a model, and which of both each one is."""
+    """FP16 and BF16 tensors of an `onnx.ModelProto`, those in subgraphs included -> ONNX element type."""
     import onnx
 
-    from structsam_export.precision.typed import skeleton
-
     kinds = onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16
-    bare = onnx.shape_inference.infer_shapes(skeleton(model)).graph
-    found = {v.name: v.type.tensor_type.elem_type for v in (*bare.input, *bare.value_info)}
-    found |= {t.name: t.data_type for t in model.graph.initializer}
-    return {name: elem for name, elem in found.items() if elem in kinds}
+    return {name: elem for name, elem in tensor_types(model).items() if elem in kinds}
+
+
+def fake_quantise(graph: Any, low: dict[str, int]) -> None:
+    """Turn an `onnx.GraphProto` and its subgraphs into float32, in place; `low` are its tensors of 16 bits."""
+    import onnx
+
+    nodes: list[Any] = [
+        onnx.helper.make_node("Cast", [f"{t.name}.stored"], [t.name], to=FLOAT)
+        for t in graph.initializer
+        if t.name in low
+    ]
+    for node in graph.node:
+        copy = onnx.NodeProto.FromString(node.SerializeToString())
+        for body in bodies(copy):
+            fake_quantise(body, low)
+        nodes += rounded(copy, {name: low[name] for name in node.output if name in low})
+    for tensor in graph.initializer:
+        if tensor.name in low:
+            tensor.name += ".stored"
+    replace_nodes(graph, nodes)
+    for record in (*graph.value_info, *graph.input, *graph.output):
+        if record.name in low:
+            record.type.tensor_type.elem_type = FLOAT
 
 
 def rounded(node: Any, low: dict[str, int]) -> list[Any]:
@@ -73,8 +78,8 @@ def rounded(node: Any, low: dict[str, int]) -> list[Any]:
             attribute.i = FLOAT
         elif node.op_type == "ConstantOfShape" and attribute.name == "value":
             attribute.t.CopyFrom(float32(attribute.t))
-    if node.op_type in MOVES:
-        return result  # what it moves is rounded already
+    if node.op_type in MOVES or bodies(node):
+        return result  # what it moves, or what its subgraphs make, is rounded already
     for slot, name in enumerate(list(node.output)):
         if name in low:
             node.output[slot] = f"{name}.exact"

@@ -7,9 +7,9 @@ import onnx
 import pytest
 from graphs import apply_once, check_fires, check_left_alone, graph_of, node, ops, run
 
-from structsam_export.rewrite.layout_gather import LIMIT
+from structsam_export.rewrite.movement_gather import LIMIT
 
-RULE = "layout_gather"
+RULE = "movement_gather"
 # A grid of 5x6 numbers, padded to 6x6 and cut into 2x3 windows of 3x2.
 GRID = {"i": [1, 5, 6]}
 NUMBERS = np.random.default_rng(0).integers(-99, 99, (1, 5, 6))

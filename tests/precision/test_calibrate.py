@@ -1,4 +1,4 @@
-"""Peaks of graphs whose values are known."""
+"""amax of graphs whose values are known."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import onnx
 from graphs import node
 from precision_graphs import saved
 
-from structsam_export.precision import scan
+from structsam_export.precision import calibrate
 
 
 def chain(folder):
@@ -25,14 +25,14 @@ def chain(folder):
 
 def test_largest_magnitude_over_all_runs(tmp_path):
     feeds = [{"x": np.array([row], np.float32)} for row in ([1, 2, 3, 4], [0, -0.5, 1, 12])]
-    assert scan(chain(tmp_path), feeds) == {"x": 12, "a": 36, "b": 36, "c": 100, "d": 10, "e": 36}
+    assert calibrate(chain(tmp_path), feeds) == {"x": 12, "a": 36, "b": 36, "c": 100, "d": 10, "e": 36}
 
 
 def test_nan_is_not_lost(tmp_path):
     feeds = [{"x": np.array([row], np.float32)} for row in ([1, 2, 3, 4], [-1, -1, -1, -1], [1, 2, 3, 4])]
-    peaks = scan(chain(tmp_path), feeds)
-    assert np.isnan(peaks["d"])
-    assert peaks["a"] == 12
+    amax = calibrate(chain(tmp_path), feeds)
+    assert np.isnan(amax["d"])
+    assert amax["a"] == 12
 
 
 def test_weights_beside_the_file_are_used_where_they_are(tmp_path):
@@ -41,5 +41,5 @@ def test_weights_beside_the_file_are_used_where_they_are(tmp_path):
     onnx.save(onnx.load(str(path)), str(path), save_as_external_data=True, location="model.onnx.data")
     before = {p.name: p.stat().st_size for p in tmp_path.iterdir()}
     x = np.eye(1, 256, dtype=np.float32)
-    assert scan(path, [{"x": x}]) == {"x": 1, "y": float(np.abs(weight[0]).max())}
+    assert calibrate(path, [{"x": x}]) == {"x": 1, "y": float(np.abs(weight[0]).max())}
     assert {p.name: p.stat().st_size for p in tmp_path.iterdir()} == before

@@ -1,4 +1,4 @@
-"""Emulated graphs: the values of PyTorch's own 16-bit tensors, whatever ONNX Runtime optimises."""
+"""Fake-quantised graphs: the values of PyTorch's own 16-bit tensors, whatever ONNX Runtime optimises."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from graphs import node
 from precision_graphs import converted, saved, session
 
-from structsam_export.precision import emulated
+from structsam_export.precision import fake_quantised
 
 TORCH = {"fp16": torch.float16, "bf16": torch.bfloat16}
 LEVELS = [ort.GraphOptimizationLevel.ORT_DISABLE_ALL, ort.GraphOptimizationLevel.ORT_ENABLE_ALL]
@@ -54,9 +54,9 @@ def by_torch(kind):
 def test_every_rounding_is_there(tmp_path, kind, level):
     path = mlp(tmp_path)
     converted(path, kind)
-    emulated(path.with_name(f"{kind}.onnx"), tmp_path / "emulated.onnx")
+    fake_quantised(path.with_name(f"{kind}.onnx"), tmp_path / "fake.onnx")
     feeds = {"x": X, "i": np.eye(16, dtype=np.int64)}
-    made = session(tmp_path / "emulated.onnx", level).run(None, feeds)[0]
+    made = session(tmp_path / "fake.onnx", level).run(None, feeds)[0]
     exact = session(path, level).run(None, feeds)[0]
     error, lost = np.abs(made - by_torch(kind)), np.abs(made - exact)
     # Sums in another order may land on the other side of a rounding now and then; most values are the same.
@@ -65,14 +65,14 @@ def test_every_rounding_is_there(tmp_path, kind, level):
     assert np.median(lost) > 20 * np.median(error), "the rounding must show"
 
 
-def test_direct_fp16_runs_stay_within_the_emulated_error(tmp_path):
+def test_direct_fp16_runs_stay_within_the_fake_quantised_error(tmp_path):
     """ONNX Runtime has no FP16 kernels on the CPU and drops roundings: nearer to FP32 than what is stored."""
     path = mlp(tmp_path)
     converted(path, "fp16")
-    emulated(path.with_name("fp16.onnx"), tmp_path / "emulated.onnx")
+    fake_quantised(path.with_name("fp16.onnx"), tmp_path / "fake.onnx")
     feeds = {"x": X, "i": np.eye(16, dtype=np.int64)}
     exact = session(path).run(None, feeds)[0]
-    worst = np.abs(session(tmp_path / "emulated.onnx").run(None, feeds)[0] - exact).max()
+    worst = np.abs(session(tmp_path / "fake.onnx").run(None, feeds)[0] - exact).max()
     direct = [session(path.with_name("fp16.onnx"), level).run(None, feeds)[0] for level in LEVELS]
     for made in direct:
         assert 0 < np.abs(made - exact).max() < 1.5 * worst

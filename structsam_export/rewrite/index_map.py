@@ -1,4 +1,7 @@
-"""What pure layout nodes do to a tensor, as an index: found by running them on numbered elements."""
+"""The index map of data-movement nodes: which element of their input each element of their output is.
+
+Found by applying the nodes to an array that holds the number of each element.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,14 @@ from typing import Any
 
 from structsam_export.rewrite.match import constant, static_shape
 
-PAD = -1  # the index of an element that comes from nowhere
+PAD = -1  # the number of an element that a Pad puts in
 
 
-def step(node: Any, index: Any) -> Any | None:
-    """The layout node `node` applied to an integer array; None if it is no layout node or not of fixed parameters.
+def moved(node: Any, index: Any) -> Any | None:
+    """A data-movement node applied to an integer array, of the shape of the node's input.
 
-    Reshape, Transpose, Squeeze, Unsqueeze, Slice, Gather by a constant, Pad with a constant (`PAD` marks its elements).
+    Knows Reshape, Transpose, Squeeze, Unsqueeze, Slice, Gather by a constant, and Pad with a constant, whose elements
+    become `PAD`. None for other nodes, and where a parameter of the node is computed.
     """
     import numpy as np
 
@@ -42,7 +46,7 @@ def step(node: Any, index: Any) -> Any | None:
 
 
 def sliced(node: Any, index: Any) -> Any | None:
-    """A Slice of constant bounds."""
+    """A Slice applied to an integer array; None if its bounds are computed or a step is not positive."""
     bounds = [constant(t) for t in node.inputs[1:]]
     if any(b is None for b in bounds):
         return None

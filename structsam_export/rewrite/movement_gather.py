@@ -1,7 +1,7 @@
-"""A chain of layout nodes on a small tensor -> one gather with a constant index.
+"""A chain of data-movement nodes on a small tensor -> one Gather with a constant index.
 
 Energies and slots are cut into windows and listed by cells, or put back on the grid: up to seven nodes that move a few
-thousand numbers each. One gather does the same; padding becomes one element more to gather.
+thousand numbers each. One Gather does the same; what a Pad puts in becomes one element more to gather from.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from structsam_export.rewrite.layout import PAD, fill_of, step
+from structsam_export.rewrite.index_map import PAD, fill_of, moved
 from structsam_export.rewrite.match import add, fresh, integers, only_consumer, static_shape, take_over
+from structsam_export.rewrite.results import Fired
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -20,11 +21,11 @@ LIMIT = 1 << 16
 SHORTEST = 3  # nodes that one or two gathers replace
 
 
-def apply(graph: gs.Graph, skipped: list[str]) -> int:
-    """Rewrite layout(x) as Gather(x.flatten(), constant)."""
+def apply(graph: gs.Graph) -> Fired:
+    """Rewrite movement(x) as Gather(x.flatten(), constant)."""
     import numpy as np
 
-    fired = 0
+    fired, skipped = 0, list[str]()
     taken: set[int] = set()  # by identity: nodes need not have names
     for node in list(graph.nodes):
         if id(node) in taken or not node.inputs or not node.outputs:
@@ -38,18 +39,18 @@ def apply(graph: gs.Graph, skipped: list[str]) -> int:
             continue
         fills = {fill_of(n) for n in chain if n.op == "Pad"}
         if len(fills) > 1:
-            skipped.append(f"layout_gather: {node.name}: pads of different values")
+            skipped.append(f"{node.name}: pads of different values")
             continue
         gather(graph, start, prod(shape), index, fills, chain)
         taken |= {id(n) for n in chain}
         fired += 1
-    return fired
+    return Fired(fired, tuple(skipped))
 
 
 def chain_from(graph: gs.Graph, node: Any, index: Any) -> tuple[list[Any], Any]:
-    """The longest run of layout nodes that begins with `node`, and what it does to `index`."""
+    """The longest run of data-movement nodes that begins with `node`, and what it does to `index`."""
     chain: list[Any] = []
-    while node is not None and (after := step(node, index)) is not None and after.size <= LIMIT:
+    while node is not None and (after := moved(node, index)) is not None and after.size <= LIMIT:
         chain, index = [*chain, node], after
         node = only_consumer(graph, node.outputs[0])
         if node is not None and node.inputs[0] is not chain[-1].outputs[0]:
@@ -58,7 +59,7 @@ def chain_from(graph: gs.Graph, node: Any, index: Any) -> tuple[list[Any], Any]:
 
 
 def moves(start: Any, chain: list[Any]) -> bool:
-    """Whether a chain moves indices, or scores by an index; heads and channels of attention are not its business."""
+    """Whether a chain moves integers, or gathers or pads floats; if it only rearranges heads, it does not."""
     import numpy as np
 
     whole = np.issubdtype(start.dtype, np.integer)
@@ -66,7 +67,7 @@ def moves(start: Any, chain: list[Any]) -> bool:
 
 
 def whole_rows(index: Any, channels: int) -> bool:
-    """Whether all that moves are rows of several channels, which other rules move as such."""
+    """Whether all that moves are whole rows of several channels, for which `gather_grid` and `gather_last` are."""
     if channels < 2 or not index.ndim or index.shape[-1] != channels:
         return False
     rows = index.reshape(-1, channels)
