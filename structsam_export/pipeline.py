@@ -17,8 +17,8 @@ from structsam_export.errors import ArtifactError, UsageError
 from structsam_export.schedule import Schedule, resolve
 
 if TYPE_CHECKING:
+    from structsam_export.geometry import EncoderGeometry
     from structsam_export.models import LoadedModel
-    from structsam_export.models.geometry import EncoderGeometry
     from structsam_export.validate.photos import Photo
     from structsam_export.validate.stages import Validation
 
@@ -157,16 +157,9 @@ def export(config: ExportConfig, output: Path | None = None, *, force: bool = Fa
 
 def check_names(config: ExportConfig) -> None:
     """Refuse what needs no model to be refused: unknown methods, variants and parameters, rates out of range."""
-    from structsam_export.methods.mlp import make_mlp
-    from structsam_export.methods.rates import parse_rate
-    from structsam_export.schedule import factory
+    from structsam_export.schedule import Request
 
-    rates, make = parse_rate(config.rate), factory(config)
-    if not rates.groups:
-        make(rates.everywhere)
-    for rate, _ in rates.groups:
-        make(rate)
-    make_mlp(config.mlp, config.mlp_density)
+    Request.of(config)
 
 
 def drop_weights(job: Job) -> None:
@@ -227,7 +220,7 @@ def precision_stage(folder: Path, manifest: Manifest) -> None:
         return
     import onnx
 
-    from structsam_export.models.geometry import EncoderGeometry
+    from structsam_export.geometry import EncoderGeometry
     from structsam_export.precision import convert, scan
     from structsam_export.precision.emulate import low_types
     from structsam_export.runtime.images import prepare

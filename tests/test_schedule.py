@@ -12,7 +12,7 @@ from structsam_export.errors import ArtifactError, UsageError
 from structsam_export.methods import METHODS, make_method, method_class
 from structsam_export.methods.mlp import MergedMLP, ResidualConsistency, make_mlp
 from structsam_export.methods.rates import Rates, parse_rate
-from structsam_export.models.geometry import GEOMETRIES, EncoderGeometry
+from structsam_export.geometry import GEOMETRIES, EncoderGeometry
 from structsam_export.pipeline import Job, check_names
 from structsam_export.schedule import resolve
 

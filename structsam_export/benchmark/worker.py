@@ -137,7 +137,7 @@ def load_eager(spec: dict[str, Any]) -> tuple[Callable[[], object], Callable[[],
     import torch
 
     from structsam_export.artifact import Manifest
-    from structsam_export.patch import apply_patch, host_of
+    from structsam_export.patch import apply_roles, prompted
     from structsam_export.pipeline import Job
 
     torch.set_num_threads(spec["threads"])
@@ -148,10 +148,10 @@ def load_eager(spec: dict[str, Any]) -> tuple[Callable[[], object], Callable[[],
     if job.schedule.prompt_aware:
         shapes["boxes"] = (job.config.batch, 4)
     feed = {k: torch.as_tensor(v) for k, v in inputs_of(shapes).items()}
-    apply_patch(encoder, job.schedule.blocks, mlp=job.schedule.mlp)
+    apply_roles(encoder, job.schedule.roles)
 
     def call() -> object:
-        with torch.no_grad(), host_of(encoder).prompted(encoder, feed.get("boxes")):
+        with torch.no_grad(), prompted(encoder, feed.get("boxes")):
             return encoder(feed["image"])
 
     return call, list

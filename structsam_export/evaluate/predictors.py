@@ -68,11 +68,11 @@ class Eager:
         """Image embedding (1, C, h, w) of an image (1, 3, S, S), for a box (1, 4) if the encoder takes one."""
         import torch
 
-        from structsam_export.patch import host_of
+        from structsam_export.patch import prompted
 
         encoder = self.loaded.sam.image_encoder
         boxes = None if box is None else torch.as_tensor(box)
-        with torch.no_grad(), host_of(encoder).prompted(encoder, boxes):
+        with torch.no_grad(), prompted(encoder, boxes):
             return np.asarray(encoder(torch.as_tensor(image)))
 
 

@@ -8,7 +8,7 @@ from structsam_export.report import pictures
 from structsam_export.validate.metrics import mask_ious
 
 if TYPE_CHECKING:
-    from structsam_export.models.geometry import EncoderGeometry
+    from structsam_export.geometry import EncoderGeometry
     from structsam_export.validate.stages import Validation
 
 NAMES = {
@@ -94,7 +94,7 @@ def token_maps(found: Validation, geometry: EncoderGeometry, limit: int = 3) -> 
                 "grid": f"from block {block} on",
                 "mlp": f"MLP, by block {block}",
             }
-            groups = pictures.groups_on_grid(decision.plan, geometry.layout(int(block)))
+            groups = decision.plan.token_groups(geometry.window_grid(int(block)))
             shots[caption[kind]] = pictures.data_uri(pictures.token_map(ready, photo.image, groups), 240)
         maps.append({"name": photo.name, "shots": shots})
     return maps if found.names else []

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from structsam_export.artifact import fp32_encoder
 from structsam_export.benchmark.timing import interleaved, percentiles
 from structsam_export.console import stage
-from structsam_export.patch import host_of
+from structsam_export.patch import prompted
 from structsam_export.validate.runners import ort_runner
 from structsam_export.validate.stages import Validation, feeds_of
 
@@ -48,7 +48,7 @@ def measure_latency(
             encoder(image)
 
     def eager_patched() -> None:
-        with torch.no_grad(), schedule.patched(encoder), host_of(encoder).prompted(encoder, boxes):
+        with torch.no_grad(), schedule.patched(encoder), prompted(encoder, boxes):
             encoder(image)
 
     with ExitStack() as active, stage("encoder latency, interleaved"):

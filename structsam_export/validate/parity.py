@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from structsam_export.validate.decisions import agreement, first_image, ties
 from structsam_export.validate.metrics import embedding_errors, iou, mask_ious
 from structsam_export.validate.runners import engine_runner, run
 from structsam_export.validate.stages import Stage, Validation, draw_stage, feeds_of, onnx_stage
+
+if TYPE_CHECKING:
+    from structsam_export.roles import Plan
 
 # A stage passes if all gates of its precision hold: error relative to the largest value of the embedding, masks, and
 # decisions apart from ties. FP16's are what published TensorRT engines of SAM reach; BF16 has three bits less.
@@ -38,10 +41,10 @@ def check_onnx(found: Validation, folder: Path, manifest: Manifest, size: int) -
     with stage_files(folder, manifest) as files:
         for name, paths in files.items():
             found.stages[name] = onnx_stage(found, name, paths, feeds, size, given=False)
-        if any(not same_decisions(eager, found.stages[name]) for name in files):
+        if any(not same_decisions(eager, found.stages[name], found.plans) for name in files):
             found.given["eager"] = eager
             for name, paths in files.items():
-                decided = not same_decisions(eager, found.stages[name])
+                decided = not same_decisions(eager, found.stages[name], found.plans)
                 alone = found.stages[name]
                 found.given[name] = onnx_stage(found, name, paths, feeds, size, given=True) if decided else alone
     for before, name in zip(("eager", *files), files):
@@ -104,11 +107,11 @@ def compare(found: Validation, name: str, before: str, precision: str = "fp32") 
     decides = found.names and all(set(found.names) & set(s.outputs[0]) for s in free)
     row["decision_agreement"] = None
     if decides:
-        row |= agreements(*free)
-    if decides and name in found.given and not same_decisions(*free):
+        row |= agreements(*free, found.plans)
+    if decides and name in found.given and not same_decisions(*free, found.plans):
         judged = found.given[before], found.given[name]
         row["free_running"] = {key: row[key] for key in FREE_RUNNING}
-        row |= {**numbers(*judged), **agreements(*judged)}
+        row |= {**numbers(*judged), **agreements(*judged, found.plans)}
         first, second = ([first_image(o) for o in s.outputs] for s in judged)
         row["ties"] = ties(found.decisions, first, second, NOISE[precision])
     untied = row["ties"]["differ"] - row["ties"]["ties"] if "ties" in row else 0
@@ -136,16 +139,16 @@ def numbers(first: Stage, second: Stage) -> dict[str, Any]:
     }
 
 
-def agreements(first: Stage, second: Stage) -> dict[str, Any]:
+def agreements(first: Stage, second: Stage, plans: Mapping[str, type[Plan]]) -> dict[str, Any]:
     """Share of equal decisions, overall and by name."""
-    by_name = agreement([first_image(o) for o in first.outputs], [first_image(o) for o in second.outputs])
+    by_name = agreement([first_image(o) for o in first.outputs], [first_image(o) for o in second.outputs], plans)
     return {"decision_agreement": float(np.mean(list(by_name.values()))), "decision_agreement_by_name": by_name}
 
 
-def same_decisions(first: Stage, second: Stage) -> bool:
+def same_decisions(first: Stage, second: Stage, plans: Mapping[str, type[Plan]]) -> bool:
     """Whether two stages decided alike everywhere."""
     pairs = [first_image(o) for o in first.outputs], [first_image(o) for o in second.outputs]
-    return all(share == 1 for share in agreement(*pairs).values())
+    return all(share == 1 for share in agreement(*pairs, plans).values())
 
 
 def quality(found: Validation) -> dict[str, Any]:

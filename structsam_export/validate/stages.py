@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from structsam_export.console import stage
-from structsam_export.patch import host_of
+from structsam_export.patch import decisions_of, reduced_blocks
 from structsam_export.runtime.images import Prepared, prepare
 from structsam_export.trace import decision_names, encoder_with_decisions
 from structsam_export.validate import masks as stage_masks
@@ -20,6 +20,7 @@ from structsam_export.validate.runners import eager_runner, ort_runner, run
 
 if TYPE_CHECKING:
     from structsam_export.models import LoadedModel
+    from structsam_export.roles import Plan
     from structsam_export.schedule import Schedule
 
 
@@ -41,8 +42,8 @@ class Stage:
 class Validation:
     """Everything the report shows: the numbers, and the stages they came from.
 
-    `decisions` are PyTorch's, by photo and name. `given` holds the ONNX stages run with those decisions fed in; only
-    filled if left alone they decided differently.
+    `plans` says of what kind each decision is; `decisions` are PyTorch's, by photo and name. `given` holds the ONNX
+    stages run with those decisions fed in; only filled if left alone they decided differently.
     """
 
     photos: Sequence[Photo]
@@ -50,6 +51,7 @@ class Validation:
     stages: dict[str, Stage]
     layers: tuple[int, ...]
     names: list[str] = field(default_factory=list)
+    plans: dict[str, type[Plan]] = field(default_factory=dict)
     decisions: list[dict[str, Any]] = field(default_factory=list)
     given: dict[str, Stage] = field(default_factory=dict)
     parity: dict[str, Any] = field(default_factory=dict)
@@ -73,7 +75,7 @@ def eager_reference(loaded: LoadedModel, schedule: Schedule, photos: Sequence[Ph
         images = [{"image": feed["image"]} for feed in feeds]
         dense = run(eager_runner(encoder, ["image_embeddings"], "dense"), images, say)
         with schedule.patched(encoder):
-            layers, names = host_of(encoder).reduced_blocks(encoder), decision_names(encoder)
+            layers, names, plans = reduced_blocks(encoder), decision_names(encoder), decisions_of(encoder)
             module = encoder_with_decisions(encoder, history)
             runner = eager_runner(module, ["image_embeddings", *names], "eager", boxes=schedule.prompt_aware)
             eager = run(runner, feeds, say)
@@ -81,7 +83,7 @@ def eager_reference(loaded: LoadedModel, schedule: Schedule, photos: Sequence[Ph
         embeddings = [o["image_embeddings"] for o in outputs]
         drawn = stage_masks.stage_masks(decode, embeddings, photos, prepared, size)
         stages[name] = Stage(name, outputs, drawn, seconds)
-    return Validation(photos, prepared, stages, layers, names, history)
+    return Validation(photos, prepared, stages, layers, names, plans, history)
 
 
 def feeds_of(
@@ -110,7 +112,7 @@ def onnx_stage(
     encoder, decoder = files
     taken = found.stages["eager"].outputs
     how = " with PyTorch's decisions" if given else ""
-    with stage(f"ONNX Runtime, {name}{how}") as say, readable(encoder, found.names, given=given) as copy:
+    with stage(f"ONNX Runtime, {name}{how}") as say, readable(encoder, found.plans, given=given) as copy:
         if given:
             feeds = [feed | decisions_for(copy, eager, feed) for feed, eager in zip(feeds, taken)]
         outputs, seconds = run(ort_runner(copy, name), feeds, say)

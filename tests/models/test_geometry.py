@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from structsam_export.errors import UsageError
-from structsam_export.models.geometry import from_encoder
+from structsam_export.geometry import from_encoder
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +27,11 @@ def test_vit_b_as_published(vit_b):
 
 
 def test_vit_b_attention_calls(vit_b):
-    assert vit_b.tokens_global == vit_b.layout(2).tokens == 4096
-    assert (vit_b.layout(0).tokens, vit_b.layout(0).side, vit_b.layout(2).side) == (196, (14, 14), (64, 64))
+    assert vit_b.tokens_global == vit_b.window_grid(2).tokens == 4096
+    assert (vit_b.window_grid(0).tokens, vit_b.window_grid(0).window_shape, vit_b.window_grid(2).window_shape) == (196, (14, 14), (64, 64))
     # 64 pads to 70 = 5 * 14, which adds 804 tokens.
-    assert (vit_b.layout(0).calls, vit_b.layout(2).calls) == (25, 1)
-    assert vit_b.layout(0).calls * vit_b.layout(0).tokens - vit_b.tokens_global == 804
+    assert (vit_b.window_grid(0).windows, vit_b.window_grid(2).windows) == (25, 1)
+    assert vit_b.window_grid(0).windows * vit_b.window_grid(0).tokens - vit_b.tokens_global == 804
 
 
 def test_attention_calls_are_those_of_a_forward_pass(encoder):
@@ -40,14 +40,14 @@ def test_attention_calls_are_those_of_a_forward_pass(encoder):
         block.attn.register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape[:3])))
     encoder(torch.zeros(1, 3, encoder.img_size, encoder.img_size))
     geometry = from_encoder(encoder)
-    assert seen == [(geometry.layout(i).calls, *geometry.layout(i).side) for i in range(geometry.depth)]
+    assert seen == [(geometry.window_grid(i).windows, *geometry.window_grid(i).window_shape) for i in range(geometry.depth)]
     assert seen[0] == (4, 4, 4)  # 6x6 tokens in windows of 4
 
 
 def test_a_grid_that_is_not_square(encoder):
     encoder.pos_embed = torch.nn.Parameter(torch.zeros(1, 6, 9, 16))
     geometry = from_encoder(encoder)
-    assert (geometry.grid, geometry.tokens_global, geometry.layout(0).calls) == ((6, 9), 54, 6)
+    assert (geometry.grid, geometry.tokens_global, geometry.window_grid(0).windows) == ((6, 9), 54, 6)
 
 
 def test_without_position_embedding(encoder):

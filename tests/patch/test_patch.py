@@ -34,7 +34,7 @@ class Shuffle(MergeMethod):
         return 1  # anything but 0, or the blocks stay stock
 
     def plan(self, tokens):
-        B = tokens.features.shape[0] * tokens.layout.windows[0] * tokens.layout.windows[1]
+        B = tokens.features.shape[0] * tokens.layout.window_counts[0] * tokens.layout.window_counts[1]
         order = torch.rand(B, tokens.layout.tokens, generator=torch.Generator().manual_seed(0)).argsort(1)
         return MergePlan(order, order.argsort(1), order[:, :0], 0, reduce="replace")
 
@@ -205,7 +205,7 @@ def test_a_method_sees_the_normalised_tokens_averaged_over_heads(encoder):
         encoder(x)
     y = encoder.blocks[0].norm1(encoder.patch_embed(x) + encoder.pos_embed)
     assert torch.equal(seen[0].features, (y[..., :8] + y[..., 8:]) / 2)
-    assert [(t.layout.grid, t.layout.window) for t in seen] == [((6, 6), 4), ((6, 6), 0)]
+    assert [(t.layout.shape, t.layout.window) for t in seen] == [((6, 6), 4), ((6, 6), 0)]
 
 
 def random_attention(table=(4, 4), use_rel_pos=True, heads=2, dim=16):

@@ -16,8 +16,8 @@ from structsam_export.methods.importance import cell_rank
 from structsam_export.methods.mlp import MergedMLP, ResidualConsistency
 from structsam_export.methods.plan import MergePlan
 from structsam_export.methods.sparsesam import SparseSAM
-from structsam_export.methods.tokens import Layout
-from structsam_export.models.geometry import GEOMETRIES, EncoderGeometry, from_encoder
+from structsam_export.tokens import WindowGrid
+from structsam_export.geometry import GEOMETRIES, EncoderGeometry, from_encoder
 from structsam_export.patch import apply_patch, host_of, patched, remove_patch
 from structsam_export.patch import sam as host
 from structsam_export.patch.attention import attention
@@ -60,7 +60,7 @@ class Relist(MergeMethod):
 
     def plan(self, tokens):
         images = tokens.features.shape[0]
-        order = torch.arange(tokens.layout.tokens).flip(0).expand(images * tokens.layout.calls, -1)
+        order = torch.arange(tokens.layout.tokens).flip(0).expand(images * tokens.layout.windows, -1)
         return MergePlan(order, order.argsort(1), order[:, :0], 0, reduce="replace")
 
 
@@ -136,7 +136,7 @@ def test_blocks_where_nothing_is_removed_have_no_role():
 def test_a_role_knows_its_block():
     found = roles({0: HALF, 2: TOME})
     assert [(r.index, r.window, r.attend) for r in found.values()] == [(0, 14, HALF), (2, 0, TOME)]
-    assert [r.layout for r in found.values()] == [Layout((64, 64), 14), Layout((64, 64))]
+    assert [r.layout for r in found.values()] == [WindowGrid((64, 64), 14), WindowGrid((64, 64))]
     assert all(r.reduced for r in found.values())
     assert len({id(r.shared) for r in found.values()}) == 1
 
@@ -354,14 +354,14 @@ def test_windows_that_stay_dense_are_stock_windows(grid, mlp):
     encoder = tiny_encoder(image=(128, 128))
     encoder.pos_embed = torch.nn.Parameter(encoder.pos_embed[:, : grid[0], : grid[1]].clone(), requires_grad=False)
     x, method = image_for(encoder), make_method("structsam", 0.5, prompt_aware=True)
-    stock, layout = passes(encoder, x)[0][1], Layout(grid, 4)
+    stock, layout = passes(encoder, x)[0][1], WindowGrid(grid, 4)
     apply_patch(encoder, {0: method}, mlp=mlp)
     made, plan = passes(encoder, x)[0][1], recorded(encoder, x)["plan.0"].plan
     assert made.shape == stock.shape
-    calls, expected = (layout.partition(t).view(2, layout.calls, -1) for t in (made, stock))
+    calls, expected = (layout.partition(t).view(2, layout.windows, -1) for t in (made, stock))
     for image, order in enumerate(plan.order.tolist()):
         same = [torch.allclose(calls[image, i], expected[image, i], atol=1e-5) for i in order]
-        assert same == [i < plan.dense for i in range(layout.calls)]
+        assert same == [i < plan.dense for i in range(layout.windows)]
 
 
 # The MLP on some tokens.
@@ -507,7 +507,7 @@ def test_all_global_blocks_share_one_ranking(variant, monkeypatch):
     assert torch.equal(decisions["plan.1"].plan.keys, decisions["plan.3"].plan.keys)
     block, (given, _) = encoder.blocks[1], passes(encoder, x)[1]
     rank = cell_rank(all_keys(block.attn, block.norm1(given)), (6, 6))
-    assert torch.equal(decisions["plan.3"].plan.keys, SparseSAM(0.6).plan(rank, Layout((6, 6)), 2).keys)
+    assert torch.equal(decisions["plan.3"].plan.keys, SparseSAM(0.6).plan(rank, WindowGrid((6, 6)), 2).keys)
 
 
 def test_a_block_that_only_ranks_is_stock_to_the_bit():
@@ -544,7 +544,7 @@ def test_blocks_after_the_reduction_are_stock_blocks_on_a_smaller_grid(variant, 
     embedding, inside = encoder(x), windows(encoder)
     assert_unchanged(remove_patch(encoder), before)
 
-    small, by_hand = method.reduce(stock[first][0], Layout((10, 10), 5))
+    small, by_hand = method.reduce(stock[first][0], WindowGrid((10, 10), 5))
     assert torch.equal(by_hand.rows, plan.rows) and torch.equal(by_hand.columns, plan.columns)
     assert small.shape == (2, 6, 6, 16)
     for i in range(first):

@@ -14,7 +14,7 @@ from segment_anything.modeling.image_encoder import Attention, add_decomposed_re
 
 from structsam_export.methods.importance import cell_rank
 from structsam_export.methods.sparsesam import SparseSAM
-from structsam_export.methods.tokens import Layout
+from structsam_export.tokens import WindowGrid
 from structsam_export.patch.stripe import all_keys, stripe_attention
 from structsam_export.rewrite import apply_rules
 
@@ -41,7 +41,7 @@ def plan_for(grid, rate, variant, images=IMAGES):
     generator = torch.Generator().manual_seed(2)
     cells = grid[0] * grid[1] // 4
     rank = torch.stack([torch.randperm(cells, generator=generator).float() for _ in range(images)])
-    return SparseSAM(rate, variant).plan(rank, Layout(grid), images)
+    return SparseSAM(rate, variant).plan(rank, WindowGrid(grid), images)
 
 
 def visited(plan, grid):
@@ -145,11 +145,11 @@ class Sparse(torch.nn.Module):
     def __init__(self, grid, rate, variant):
         super().__init__()
         self.attn, self.method = attention_for(grid, dtype=torch.float32), SparseSAM(rate, variant)
-        self.layout = Layout(grid)
+        self.layout = WindowGrid(grid)
 
     def forward(self, x):
         needed = self.method.needs_rank(self.layout)
-        rank = cell_rank(all_keys(self.attn, x), self.layout.grid) if needed else None
+        rank = cell_rank(all_keys(self.attn, x), self.layout.shape) if needed else None
         plan = self.method.plan(rank, self.layout, x.shape[0])
         return stripe_attention(self.attn, x, plan), plan.keys
 

@@ -22,7 +22,7 @@ from structsam_export.methods.base import MergeMethod
 from structsam_export.methods.mlp import KeepPlan, ResidualConsistency
 from structsam_export.methods.plan import MergePlan, SplitPlan
 from structsam_export.methods.sparsesam import KeyPlan, SparseSAM
-from structsam_export.methods.tokens import Layout, Tokens
+from structsam_export.tokens import WindowGrid, Tokens
 from structsam_export.patch import patched
 from structsam_export.patch.roles import Decision
 from structsam_export.rewrite import rewrite
@@ -43,7 +43,7 @@ from structsam_export.validate.decisions import (
 from structsam_export.validate.parity import compare, same_decisions
 from structsam_export.validate.stages import Stage, Validation, decisions_for
 
-LINE = Layout((2, 4))  # ToMe: tokens 0, 2, 4, 6 join one of 1, 3, 5, 7
+LINE = WindowGrid((2, 4))  # ToMe: tokens 0, 2, 4, 6 join one of 1, 3, 5, 7
 NAME = "plan.0"
 # Where each token of the line points, in degrees: 0 lies in the middle of 1 and 3, the others beside one of them.
 DEGREES = (45.0, 0.0, 100.0, 90.0, 185.0, 180.0, 265.0, 270.0)
@@ -57,7 +57,7 @@ def outputs(plan, name=NAME):
 def directions(degrees):
     """Tokens (1, 2, 4, 2) that point in these directions."""
     turn = torch.tensor([math.radians(d) for d in degrees], dtype=torch.float64)
-    return torch.stack([turn.cos(), turn.sin()], -1).float().view(1, *LINE.grid, 2)
+    return torch.stack([turn.cos(), turn.sin()], -1).float().view(1, *LINE.shape, 2)
 
 
 def tome_decision(degrees, rate=0.5):
@@ -86,10 +86,10 @@ def reordered(plan, seed=0):
 
 
 def random_tokens(layout, images=2, seed=0):
-    return Tokens(torch.randn(images, *layout.grid, 6, generator=torch.Generator().manual_seed(seed)), layout)
+    return Tokens(torch.randn(images, *layout.shape, 6, generator=torch.Generator().manual_seed(seed)), layout)
 
 
-@pytest.mark.parametrize("layout", [Layout((8, 8)), Layout((10, 6), 4)], ids=["global", "windows"])
+@pytest.mark.parametrize("layout", [WindowGrid((8, 8)), WindowGrid((10, 6), 4)], ids=["global", "windows"])
 @pytest.mark.parametrize("name", ["structsam", "tome", "pitome"])
 def test_slots_in_another_order_are_the_same_decision(name, layout):
     plan = make_method(name, 0.5).plan(random_tokens(layout))
