@@ -71,8 +71,8 @@ class Decision:
 class Keys(Protocol):
     """A plan that leaves out keys, as `Step.attend_to` reads it.
 
-    `keys` (B, nk) int64 are the tokens that every query attends to; `fixed`: the same ones for every image. `own_groups`
-    (G, n), not empty: each query also attends to the tokens of its own group, as constants that cover all N tokens.
+    `keys` (B, nk) int64 are the tokens that every query attends to; `fixed`: the same ones for every image. Where
+    `own_groups` (G, n) is not empty, each query also attends to the tokens of its own group; they cover all N tokens.
     """
 
     @property

@@ -13,13 +13,14 @@ import torch
 from conftest import tiny_encoder
 from graphs import graph_of, node, traced
 
+from structsam_export.geometry import EncoderGeometry
+from structsam_export.hosts import geometry_of
 from structsam_export.macs import block_macs, graph_macs, node_macs, paper_macs
 from structsam_export.methods import make_method
 from structsam_export.methods.base import MergeMethod
-from structsam_export.tokens import WindowGrid
-from structsam_export.geometry import EncoderGeometry, from_encoder
-from structsam_export.patch.roles import assign
 from structsam_export.rewrite import apply_rules
+from structsam_export.roles import assign
+from structsam_export.tokens import WindowGrid
 
 
 def vit(dim, depth, heads, global_layers):
@@ -149,7 +150,7 @@ def test_a_block_with_pads_computes_all_its_windows():
 
 def test_only_the_merged_layers_count_as_merged():
     method = Cells(0.5)
-    saved = block_macs(B, 2) - block_macs(B, 2, assign(B, {2: method})[2])
+    saved = block_macs(B, 2) - block_macs(B, 2, method, assign(B, {2: method})[2])
     assert saved > 0
     assert paper_macs(B) - paper_macs(B, method, [2]) == saved
     assert paper_macs(B) - paper_macs(B, method, [2, 2]) == saved
@@ -166,7 +167,7 @@ def test_the_layout_of_a_block():
 @pytest.fixture(scope="module")
 def tiny():
     encoder = tiny_encoder(image=(96, 96))
-    return encoder, from_encoder(encoder)
+    return encoder, geometry_of(encoder)
 
 
 def test_closed_form_is_what_fvcore_counts(tiny):

@@ -17,13 +17,14 @@ import torch
 from conftest import tiny_encoder
 
 from structsam_export.config import ExportConfig
+from structsam_export.geometry import GEOMETRIES
+from structsam_export.hosts import geometry_of
 from structsam_export.macs import graph_macs, paper_macs
 from structsam_export.methods import METHODS, make_method, method_class
 from structsam_export.methods.algm import ALGM
 from structsam_export.methods.mlp import make_mlp
-from structsam_export.geometry import GEOMETRIES, from_encoder
-from structsam_export.patch.roles import assign
 from structsam_export.rewrite import apply_rules
+from structsam_export.roles import assign
 from structsam_export.schedule import resolve
 from structsam_export.trace import trace_encoder
 
@@ -170,7 +171,7 @@ def test_the_parts_without_norms_and_positions(name):
 def spare_macs(geometry, blocks=None, mlp=None):
     """`paper_macs` without LayerNorm and relative positions, each on the grid that its block runs on."""
     roles = assign(geometry, blocks or {}, mlp)
-    layouts = [roles[i].layout if i in roles else geometry.window_grid(i) for i in range(geometry.depth)]
+    layouts = [roles[i].grid if i in roles else geometry.window_grid(i) for i in range(geometry.depth)]
     return paper_macs(geometry, blocks or {}, mlp=mlp) - norms(geometry, layouts) - positions(geometry, layouts)
 
 
@@ -229,7 +230,7 @@ def test_gains_of_cubist_merge(model, first):
     for variant, side in GRIDS:
         method = make_method("cubist", 1 - side**2 / 4096, variant)
         blocks = dict.fromkeys(range(first, geometry.depth), method)
-        assert {role.layout.shape for role in assign(geometry, blocks).values()} == {(side, side)}
+        assert {role.grid.shape for role in assign(geometry, blocks).values()} == {(side, side)}
         spare.append(gain(spare_macs(geometry), spare_macs(geometry, blocks)))
         counted.append(f"{paper_macs(geometry) / paper_macs(geometry, blocks):.2f}")
     assert spare == CUBIST[model, first].split()
@@ -302,8 +303,8 @@ def matched(method, layout):
 
 def proj(geometry, method, layout):
     """What proj on the kept tokens saves; the papers run it on all."""
-    calls, n = method.groups(layout)[-1]  # those that merge
-    return calls * (layout.tokens - n) * geometry.dim**2
+    group = method.window_groups(layout)[-1]  # those that merge
+    return group.windows * (layout.tokens - group.queries) * geometry.dim**2
 
 
 def means(geometry, method, layout):
@@ -326,13 +327,17 @@ def test_the_terms_as_estimated_before():
     assert [giga(sum(means(B, m, layout) for layout in last5), 1) for m in (tome, cells)] == ["7.0", "4.9"]
     saved = [sum(proj(B, tome, B.window_grid(i)) for i in layers) for layers in LAYERS.values()]
     assert [giga(x) for x in saved[:2]] == ["6.75", "4.83"]
-    assert [giga(x, 1) for x in (saved[2], sum(proj(B, cells, B.window_grid(i)) for i in range(12)))] == ["16.4", "22.9"]
+    assert [giga(x, 1) for x in (saved[2], sum(proj(B, cells, B.window_grid(i)) for i in range(12)))] == [
+        "16.4",
+        "22.9",
+    ]
 
 
 def merging(geometry, method, layout, mlp):
     """A block that merges around attention; `mlp` if its MLP runs on the merged tokens."""
     g, d, T = geometry, geometry.head_dim, geometry.tokens_global
-    calls, n = method.groups(layout)[-1]
+    group = method.window_groups(layout)[-1]
+    calls, n = group.windows, group.queries
     total = one_hot(g, layout, calls, n, n) - proj(g, method, layout)
     sources, destinations = matched(method, layout)
     pads = 1 if layout.has_pads and not method.compat else 0  # one more channel keeps pads among themselves
@@ -388,10 +393,10 @@ def folded_later(geometry, schedule):
     roles, total = assign(geometry, schedule.blocks, schedule.mlp), 0
     for i in range(geometry.depth):
         role = roles.get(i)
-        layout = role.layout if role is not None else geometry.window_grid(i)
+        layout = role.grid if role is not None else geometry.window_grid(i)
         calls = layout.windows
         if role is not None and role.attend is not None:
-            calls = role.attend.dense_calls(layout) if role.attend.KIND == "merge" else 0
+            calls = role.attend.dense_windows(layout) if role.attend.KIND == "merge" else 0
         total += one_hot(geometry, layout, calls, layout.tokens, layout.tokens)
     return total
 
@@ -428,7 +433,7 @@ def test_the_graph_is_the_closed_form(tmp_path, config):
     """Traced with a global block first, then a windowed one; and once more after rewriting."""
     image, window = SIZES.get(config.variant, SIZE)
     encoder = tiny_encoder(image=(image, image), window=window, depth=2, global_layers=(0,))
-    geometry = from_encoder(encoder)
+    geometry = geometry_of(encoder)
     schedule = resolve(config, geometry)
     traced, rewritten = tmp_path / "traced.onnx", tmp_path / "rewritten.onnx"
     with schedule.patched(encoder):
@@ -448,7 +453,7 @@ def test_fvcore_counts_the_patched_module_so_too():
 
     logging.getLogger("fvcore").setLevel(logging.ERROR)
     encoder = tiny_encoder(image=(96, 96))
-    geometry = from_encoder(encoder)
+    geometry = geometry_of(encoder)
     schedule = resolve(ExportConfig(method="structsam", rate=0.5), geometry)
     with schedule.patched(encoder):
         counted = FlopCountAnalysis(encoder, torch.zeros(1, 3, 96, 96)).unsupported_ops_warnings(False)

@@ -1,11 +1,11 @@
 """What merging does to the spectrum of the token graph, by method at equal rate.
 
-The tokens of one window (the whole grid in global blocks) are the nodes of a graph; the weight of an edge is the cosine distance 1 - cos of the
-features that methods match by (PiToMe, arXiv 2405.16148, section on spectrum-preserving merging). A plan coarsens the
-graph: nodes that share a slot become one, weights add up. Coarse and original graph have different sizes, so the
-coarse one is lifted: each weight is spread evenly over the pairs it came from (Loukas 2019, JMLR 20; Jin, Loukas and
-JaJa 2020, arXiv 1802.04447). The spectral distance is the sum of absolute differences between the sorted eigenvalues
-of both normalised Laplacians; it is 0 if merged tokens have equal edges, as equal tokens do.
+The tokens of one window (the whole grid in global blocks) are the nodes of a graph; the weight of an edge is the
+cosine distance 1 - cos of the features that methods match by (PiToMe, arXiv 2405.16148, section on spectrum-preserving
+merging). A plan coarsens the graph: nodes that share a slot become one, weights add up. Coarse and original graph have
+different sizes, so the coarse one is lifted: each weight is spread evenly over the pairs it came from (Loukas 2019,
+JMLR 20; Jin, Loukas and JaJa 2020, arXiv 1802.04447). The spectral distance is the sum of absolute differences between
+the sorted eigenvalues of both normalised Laplacians; it is 0 if merged tokens have equal edges, as equal tokens do.
 
 Every method plans on the features of the unpatched model, so that all coarsen the same graphs.
 """

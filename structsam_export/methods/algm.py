@@ -31,11 +31,11 @@ class ALGM(MergeMethod):
     SOURCE: ClassVar[str] = "ALGM, arXiv 2406.09936, local stage at a fixed budget (ours)"
 
     def removed(self, grid: WindowGrid) -> int:
-        """Tokens removed in one attention call: 3 for each merged cell."""
+        """Tokens removed in one window: 3 for each merged cell."""
         return 3 * merged_cells(grid, self.budget(grid) / grid.tokens, pads_first=not self.compat)
 
     def plan(self, tokens: Tokens) -> MergePlan:
-        """Plan for every attention call of a layer; B of the plan = images x windows."""
+        """Plan for all windows of a block; B of the plan = images x windows."""
         import torch
 
         grid = tokens.grid

@@ -120,7 +120,7 @@ def partition_by_cell(energy: Tensor, grid: WindowGrid, plain: bool) -> tuple[Te
 
     Args:
         energy: float32, one value a token.
-        grid: the layer's grid.
+        grid: how the block cuts its tokens into windows.
         plain: pads are ordinary tokens; otherwise a cell with real tokens has a real destination.
 
     Returns:
@@ -151,7 +151,7 @@ def cell_plan(rank_by: Tensor, dst: Tensor, grid: WindowGrid, merged: int) -> Me
     Args:
         rank_by: (B, C) score of every cell; which of two exactly tied cells goes first is the runtime's choice.
         dst: (B, C) int64, which of a cell's four tokens (0..3, raster order) is the destination.
-        grid: the layer's grid; B is a multiple of its windows.
+        grid: how the block cuts its tokens into windows; B is a multiple of its windows.
         merged: K, cells to merge; n = N - 3K.
 
     Returns:

@@ -143,7 +143,7 @@ class Cubist(Method):
         """(r_h, r_w), the tokens each column and each row loses; (0, 0) if no smaller grid is nearer to the rate.
 
         Args:
-            grid: the encoder's windowed grid, whatever block the reduction comes before.
+            grid: how the encoder's windowed blocks cut the grid, whatever block the reduction comes before.
         """
         scope = self.scope(grid)
         (h, w), (H, W) = scope.window_shape, grid.shape
@@ -158,7 +158,7 @@ class Cubist(Method):
         return min(kept, key=lambda removed: abs(kept[removed] - (1 - self.rate) * H * W))
 
     def after(self, grid: WindowGrid) -> WindowGrid:
-        """The windowed grid of all blocks behind the reduction, for the encoder's windowed `grid`."""
+        """How windowed blocks behind the reduction cut the small grid, from how they cut the `grid` there was."""
         small = smaller(self.scope(grid), self.lines(grid))
         return small if self.scope(grid).window else WindowGrid(small.shape, grid.window)
 
@@ -167,7 +167,7 @@ class Cubist(Method):
 
         Args:
             x: tokens on the grid.
-            grid: the encoder's windowed grid.
+            grid: how the encoder's windowed blocks cut the grid.
         """
         scope, removed = self.scope(grid), self.lines(grid)
         (h, w), (r_h, r_w), C = scope.window_shape, removed, x.shape[-1]
@@ -214,7 +214,7 @@ class Cubist(Method):
 
 
 def smaller(grid: WindowGrid, removed: tuple[int, int]) -> WindowGrid:
-    """The grid whose attention calls have (r_h, r_w) rows and columns less."""
+    """The grid whose windows have (r_h, r_w) rows and columns less."""
     (h, w), (nh, nw), (r_h, r_w) = grid.window_shape, grid.window_counts, removed
     if removed == (0, 0):
         return grid  # pads become part of a small grid, but not of the one there was
@@ -322,6 +322,6 @@ def edges_of_line(real: int, length: int) -> tuple[float, ...]:
 
 def real_left(real: int, length: int, removed: int) -> int:
     """Real tokens that stay in a line of `real` tokens and then pads."""
-    alone = real == length - 1 and real % 2 == 1  # an odd pad at the end, next to real tokens only
-    pads = length // 2 - real // 2 - alone
+    single = real == length - 1 and real % 2 == 1  # an odd pad at the end, next to real tokens only
+    pads = length // 2 - real // 2 - single
     return real - min(max(removed - pads, 0), real // 2)

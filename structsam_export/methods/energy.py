@@ -47,11 +47,11 @@ def central_energy(features: Tensor) -> Tensor:
 
 
 def gradient_energy(features: Tensor, grid: WindowGrid, kind: str, *, thesis: bool = False) -> Tensor:
-    """Gradient energy (B, N) of every attention call of a layer.
+    """Gradient energy (B, N) of every window of a block.
 
     Args:
         features: (B, H, W, d).
-        grid: the layer's grid.
+        grid: how the block cuts its tokens into windows.
         kind: "sobel" or "central".
         thesis: taken in each window, pads included, as published; otherwise on the whole grid, so that the border
             of a window is no edge of the image; pads then have none.

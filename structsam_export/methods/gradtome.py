@@ -46,7 +46,7 @@ class GradToMe(MergeMethod):
         return min(self.budget(grid), mergeable_sources(grid))
 
     def plan(self, tokens: Tokens) -> MergePlan:
-        """Plan for every attention call of a layer; B of the plan = images x windows."""
+        """Plan for all windows of a block; B of the plan = images x windows."""
         grid, plain = tokens.grid, bool(self.compat)
         metric = grid.partition(tokens.features.float())
         energy = gradient_energy(tokens.features, grid, self.gradient, thesis=plain)

@@ -60,7 +60,7 @@ def similarity(metric: Tensor, src: Tensor, dst: Tensor, grid: WindowGrid, plain
     Args:
         metric: (B, N, d) float32 features, zero rows for pads.
         src, dst: token indices, (A,) and (D,) or (B, A) and (B, D).
-        grid: the layer's grid.
+        grid: how the block cuts its tokens into windows.
         plain: cosine as published, pads not handled.
 
     Returns:
@@ -106,7 +106,7 @@ def match(
         metric: (B, N, d) features, zero rows for pads.
         src, dst: token indices, fixed (A,), (D,) or per window (B, A), (B, D).
         removed: r <= A; r = A needs no sorting.
-        grid: the layer's grid.
+        grid: how the block cuts its tokens into windows.
         protected: (B, P) tokens that neither move nor receive; only with indices per window.
         plain: as in `similarity`.
 
@@ -190,7 +190,7 @@ def alternate_plan(metric: Tensor, energy: Tensor, removed: int, grid: WindowGri
         metric: (B, N, d) features, zero rows for pads.
         energy: (B, N) float32, high merges first.
         removed: r <= N/2.
-        grid: the layer's grid.
+        grid: how the block cuts its tokens into windows.
         plain: pads not handled.
     """
     import torch

@@ -48,7 +48,7 @@ class PiToMe(MergeMethod):
         return min(self.budget(grid), mergeable_sources(grid))
 
     def plan(self, tokens: Tokens) -> MergePlan:
-        """Plan for every attention call of a layer; B of the plan = images x windows."""
+        """Plan for all windows of a block; B of the plan = images x windows."""
         grid, plain = tokens.grid, bool(self.compat)
         metric = grid.partition(tokens.features.float())
         energy = redundancy_energy(unit_features(metric), self.margin, self.alpha)

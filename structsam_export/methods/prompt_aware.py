@@ -50,7 +50,7 @@ class PromptAwareStructSAM(StructSAM):
         return [group for group in groups if group.windows]
 
     def plan(self, tokens: Tokens) -> MergePlan | SplitPlan:
-        """Plan for every attention call of a layer; without a prompt every token counts as free."""
+        """Plan for all windows of a block; without a prompt no token is protected."""
         import torch
 
         grid, region = tokens.grid, tokens.region

@@ -129,7 +129,7 @@ class SparseSAM(Method):
 
         Args:
             rank: (B, C) float32 of `importance.cell_rank`; not read, and may be None, where `needs_rank` is False.
-            grid: the layer's grid, not windowed.
+            grid: the block's grid, not windowed.
             batch: B.
             device: where the keys go; the rank's device if there is a rank.
 

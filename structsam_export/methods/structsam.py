@@ -2,7 +2,7 @@
 
 Independent implementation guided by the abstract, the public overview figure and the precursor thesis (GradToMe);
 not verified against the authors' code. Our choices where the paper is silent: energy of the head-mean of norm1(x)
-over the whole grid with a replicate border, a fixed budget K = floor(rate*N/3) per attention call, pads merge first.
+over the whole grid with a replicate border, a fixed budget K = floor(rate*N/3) per window, pads merge first.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class StructSAM(MergeMethod):
     SOURCE: ClassVar[str] = "StructSAM, arXiv 2603.07307"
 
     def removed(self, grid: WindowGrid) -> int:
-        """Tokens removed in one attention call: 3 for each merged cell."""
+        """Tokens removed in one window: 3 for each merged cell."""
         return 3 * merged_cells(grid, self.rate)
 
     def plan(self, tokens: Tokens) -> MergePlan | SplitPlan:
-        """Plan for every attention call of a layer; B of the plan = images x windows."""
+        """Plan for all windows of a block; B of the plan = images x windows."""
         grid = tokens.grid
         energy = gradient_energy(tokens.features, grid, "sobel")
         cells = group_by_cell(energy, grid.window_shape)

@@ -29,7 +29,7 @@ class ToMe(MergeMethod):
     SOURCE: ClassVar[str] = "ToMe, arXiv 2210.09461"
 
     def destinations(self, grid: WindowGrid) -> tuple[int, ...]:
-        """Odd tokens of one attention call."""
+        """Odd tokens of one window."""
         return tuple(range(1, grid.tokens, 2))
 
     def removed(self, grid: WindowGrid) -> int:
@@ -39,7 +39,7 @@ class ToMe(MergeMethod):
         return min(self.budget(grid), mergeable(grid, self.destinations(grid)))
 
     def plan(self, tokens: Tokens) -> MergePlan:
-        """Plan for every attention call of a layer; B of the plan = images x windows."""
+        """Plan for all windows of a block; B of the plan = images x windows."""
         grid = tokens.grid
         metric = grid.partition(tokens.features.float())
         src, dst = fixed_partition(grid, self.destinations(grid), metric.device)

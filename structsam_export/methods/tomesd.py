@@ -37,7 +37,7 @@ class ToMeSD(ToMe):
     SOURCE: ClassVar[str] = "ToMeSD, arXiv 2303.17604"
 
     def destinations(self, grid: WindowGrid) -> tuple[int, ...]:
-        """Destinations of one attention call, constants of its size."""
+        """Destinations of one window, constants of its size."""
         if self.variant == "rand25":
             return subset(self.seed, grid.tokens, grid.tokens // 4)
         cells, _ = cell_indices(grid.window_shape)

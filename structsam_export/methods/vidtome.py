@@ -38,5 +38,5 @@ class VidToMe(ToMe):
         return tuple(t for t in range(grid.tokens) if (t // width % 2, t % width % 2) == divmod(phase, 2))
 
     def plan(self, tokens: Tokens) -> MergePlan:
-        """Plan for every attention call of a layer; B of the plan = images x windows."""
+        """Plan for all windows of a block; B of the plan = images x windows."""
         return replace(super().plan(tokens), reduce="replace")

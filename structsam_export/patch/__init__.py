@@ -110,7 +110,7 @@ def recording(encoder: nn.Module) -> Iterator[dict[str, Decision]]:
 
 @contextmanager
 def prompted(encoder: nn.Module, boxes: Tensor | None) -> Iterator[None]:
-    """Forward passes in the `with` block know the prompt: boxes (B, 4), x0 y0 x1 y1 in input pixels; None: no prompt."""
+    """Forward passes in the `with` block know the prompt: boxes (B, 4), x0 y0 x1 y1 in input pixels, or None."""
     from structsam_export.patch.encoder import patch_of
     from structsam_export.tokens import prompt_region
 

@@ -25,9 +25,9 @@ from structsam_export.methods.cubist import (
     merge_lines,
     real_left,
 )
+from structsam_export.patch import patched, roles_of
+from structsam_export.roles import Decision
 from structsam_export.tokens import WindowGrid
-from structsam_export.patch import patched
-from structsam_export.patch.roles import GRID_PARTS, Decision
 
 PAD = None
 LAYOUTS = {
@@ -152,7 +152,7 @@ def test_shapes_and_types_do_not_depend_on_the_image(layout, variant, rate):
         assert ((plan.rows > 0).sum(1) == r_w).all() and ((plan.columns > 0).sum(1) == r_h).all()
         assert plan.rows.min() >= 0 and plan.rows.max() <= RIGHT
         assert small.shape == (2, *plan.after.shape, 4)
-        assert (plan.layout, plan.removed) == (scope, (r_h, r_w))
+        assert (plan.grid, plan.removed) == (scope, (r_h, r_w))
         assert plan.after.shape == method.after(layout).shape
         assert not plan.after.has_pads
         assert plan.slot().min() >= 0 and plan.slot().max() < plan.after.shape[0] * plan.after.shape[1]
@@ -342,8 +342,8 @@ def test_lines_of_pads_leave_no_choice(name, rate):
     layout = LAYOUTS[name]
     small, plan = reduce(features(layout.shape), Cubist(rate), layout)
     r_h, r_w = plan.removed
-    h, w = plan.layout.window_shape
-    pads = plan.layout.partition(torch.ones(1, *layout.shape, 1)).view(-1, h, w) == 0
+    h, w = plan.grid.window_shape
+    pads = plan.grid.partition(torch.ones(1, *layout.shape, 1)).view(-1, h, w) == 0
     rows = plan.rows.view(-1, h, w // 2)[pads.all(2)]
     assert rows.tolist() == [[LEFT] * r_w + [0] * (w // 2 - r_w)] * len(rows)
     pads = (plan.after.partition(small) == 0).all(-1).view(-1, h - r_h, w - r_w)
@@ -534,15 +534,16 @@ def test_host_runs_the_blocks_that_follow_on_the_small_grid(stock, variant, rate
 
 
 @each_host_case
-def test_host_gives_window_sizes_back(stock, variant, rate, first, grid):
+def test_host_blocks_keep_their_window_sizes(stock, variant, rate, first, grid):
     encoder, x, dense = stock
     before = [(type(block), block.window_size, sorted(vars(block))) for block in encoder.blocks]
     assert [size for _, size, _ in before] == [4, 0, 4, 0, 4]
     small = Cubist(rate, variant).after(WindowGrid((10, 10), 4)).window
     with patched(encoder, Cubist(rate, variant), range(first, 5)):
-        inside = [block.window_size for block in encoder.blocks]
+        inside = {i: role.grid.window for i, role in roles_of(encoder).items()}
+        assert [block.window_size for block in encoder.blocks] == [size for _, size, _ in before]
         encoder(x)
-    assert inside == [small if i >= first and size else size for i, (_, size, _) in enumerate(before)]
+    assert inside == {i: small if before[i][1] else 0 for i in range(first, 5)}
     assert [(type(block), block.window_size, sorted(vars(block))) for block in encoder.blocks] == before
     assert torch.equal(encoder(x), dense)
 
@@ -578,14 +579,14 @@ def test_layers_that_are_not_the_last_ones_are_refused(stock, blocks):
 
 
 def test_parts_are_the_first_fields():
-    assert GridPlan.parts == tuple(field.name for field in dataclasses.fields(GridPlan))[:4] == GRID_PARTS
+    assert tuple(field.name for field in dataclasses.fields(GridPlan))[:4] == GridPlan.PARTS
 
 
 def test_a_method_describes_itself():
     method = Cubist()
     assert (method.rate, method.variant) == (0.5, next(iter(Cubist.VARIANTS)))
     assert Cubist.VARIANTS == VARIANTS
-    assert (Cubist.NAME, Cubist.KIND) == ("cubist", "grid")
+    assert Cubist.NAME == "cubist"
     assert Cubist.PROTECTS and "2509.21764" in Cubist.SOURCE
     assert method.macs(LAYOUTS["sam"], 768) == 0
     assert hash(method) == hash(Cubist(0.5, "window"))

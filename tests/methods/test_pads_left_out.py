@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from structsam_export.methods import make_method
-from structsam_export.tokens import WindowGrid, Tokens
+from structsam_export.tokens import Tokens, WindowGrid
 
 METHODS = ("structsam", "algm")
 LAYOUTS = [WindowGrid((10, 10), 4), WindowGrid((9, 16), 6), WindowGrid((32, 32), 14), WindowGrid((64, 64), 14)]

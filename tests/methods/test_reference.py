@@ -16,7 +16,7 @@ from methods import reference
 
 from structsam_export.methods import make_method, method_class
 from structsam_export.methods.energy import central_energy, sobel_energy
-from structsam_export.tokens import WindowGrid, Tokens
+from structsam_export.tokens import Tokens, WindowGrid
 
 LAYOUTS = {
     "sam-global": WindowGrid((64, 64)),

@@ -177,7 +177,7 @@ def test_tiles_group_tokens_by_place_and_parity(grid, side):
 
 
 def test_keys_name_their_part():
-    assert KeyPlan.parts == ("keys",)
+    assert KeyPlan.PARTS == ("keys",)
     assert [f.name for f in dataclasses.fields(KeyPlan)][0] == "keys"
 
 
@@ -185,7 +185,7 @@ def test_a_method_describes_itself():
     method = SparseSAM()
     assert (method.rate, method.variant) == (0.5, next(iter(SparseSAM.VARIANTS)))
     assert SparseSAM.VARIANTS == {"stripe": 0.75, "diagonal": 0.75}
-    assert (SparseSAM.NAME, SparseSAM.KIND) == ("sparsesam", "keys")
+    assert SparseSAM.NAME == "sparsesam"
     assert SparseSAM.PROTECTS and "2605.17633" in SparseSAM.SOURCE
     assert method.macs(SAM, 64) == 0
     assert hash(method) == hash(SparseSAM(0.5, "stripe"))

@@ -11,7 +11,7 @@ import torch
 from structsam_export.methods import make_method
 from structsam_export.methods.energy import sobel_energy
 from structsam_export.methods.matching import similarity, unit_features
-from structsam_export.tokens import WindowGrid, Tokens
+from structsam_export.tokens import Tokens, WindowGrid
 
 SX = ((-1, 0, 1), (-2, 0, 2), (-1, 0, 1))
 SY = ((-1, -2, -1), (0, 0, 0), (1, 2, 1))
