@@ -15,11 +15,10 @@ from structsam_export.errors import UsageError
 from structsam_export.geometry import GEOMETRIES, EncoderGeometry
 from structsam_export.hosts import geometry_of
 from structsam_export.hosts.segment_anything import Attention as AttentionView
-from structsam_export.methods import make_method
+from structsam_export.methods import importance, make_method
 from structsam_export.methods.base import MergeMethod
-from structsam_export.methods import importance
-from structsam_export.methods.importance import cell_rank
 from structsam_export.methods.cubist import GridPlan
+from structsam_export.methods.importance import cell_rank
 from structsam_export.methods.mlp import KeepPlan, MergedMLP, ResidualConsistency
 from structsam_export.methods.plan import MergePlan, SplitPlan
 from structsam_export.methods.sparsesam import KeyPlan, SparseSAM
@@ -641,7 +640,8 @@ def test_an_exception_in_a_block_leaves_no_tensor_alive(blocks, mlp):
 
 def tensors_in(memory):
     """All tensors that blocks left for later ones, those of plans included."""
-    values = [v for value in memory.values() for v in (value, *vars(value).values() if hasattr(value, "PARTS") else ())]
+    values = list(memory.values())
+    values += [part for value in values if hasattr(value, "PARTS") for part in vars(value).values()]
     return [value for value in values if isinstance(value, torch.Tensor)]
 
 
