@@ -272,4 +272,3 @@ def new_folder(target: Path, manifest: Manifest, *, force: bool) -> Iterator[Exp
 def is_export(path: Path) -> bool:
     """Whether a folder has a manifest."""
     return (path / MANIFEST).is_file()
-

@@ -13,7 +13,7 @@ from structsam_export.console import console, stage
 from structsam_export.environment import versions
 from structsam_export.errors import ArtifactError
 from structsam_export.folder import ExportFolder, Manifest
-from structsam_export.schedule import Schedule, check_names, resolve
+from structsam_export.schedule import Request, Schedule
 
 if TYPE_CHECKING:
     from structsam_export.geometry import EncoderGeometry
@@ -43,19 +43,19 @@ class Job:
         """
         from structsam_export.models import load_model
 
-        check_names(config)
+        request = Request.of(config)
         with stage(f"load {config.model}"):
             loaded = load_model(config.model, Path(config.checkpoint) if config.checkpoint else None)
-        return cls.of_model(config, loaded)
+        return cls.of_model(request, loaded)
 
     @classmethod
-    def of_model(cls, config: ExportConfig, loaded: LoadedModel) -> Job:
+    def of_model(cls, request: Request, loaded: LoadedModel) -> Job:
         """A request for a model that is loaded already.
 
         Raises:
             UsageError: the model's blocks do not allow it.
         """
-        schedule = resolve(config, loaded.geometry)
+        config, schedule = request.config, request.resolve(loaded.geometry)
         # Text that names layers stays as it is: without them it would mean other blocks.
         by_layers = isinstance(config.rate, str) and ":" in config.rate
         rate = config.rate if by_layers else schedule.rate

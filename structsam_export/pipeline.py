@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from structsam_export.backends import backend, choose_backend
+from structsam_export.backends import choose_backend
 from structsam_export.config import ExportConfig
 from structsam_export.console import console, stage
 from structsam_export.errors import UsageError

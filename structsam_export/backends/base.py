@@ -61,6 +61,30 @@ class Engine:
 
 
 @dataclass(frozen=True)
+class RunOptions:
+    """How a file is run; a backend reads what it has a use for.
+
+    Args:
+        provider: ONNX Runtime's: "cpu", "cuda" or "tensorrt".
+        precision: OpenVINO's: "f32", "bf16" or "f16"; None: what the file was written for, else the CPU's fastest.
+        outputs: tensors inside the graph to output as well, where the backend `TELLS_DECISIONS`.
+        threads: of the CPU; None: all.
+        cuda_graph: the whole engine is captured once and replayed (TensorRT-RTX).
+        profile: folder for ONNX Runtime's profile; None: no profile.
+    """
+
+    provider: str = "cpu"
+    precision: str | None = None
+    outputs: tuple[str, ...] = ()
+    threads: int | None = None
+    cuda_graph: bool = False
+    profile: Path | None = None
+
+
+DEFAULT = RunOptions()
+
+
+@dataclass(frozen=True)
 class BenchRunner:
     """One way to time a file: what `bench --runner NAME` runs.
 
@@ -73,7 +97,7 @@ class BenchRunner:
     """
 
     title: str
-    options: dict[str, Any] = field(default_factory=dict)
+    options: RunOptions = DEFAULT
     onnx: bool = False
     fp32: bool = False
 
@@ -168,8 +192,8 @@ class Backend(ABC):
             return False
         return True
 
-    def check_options(self, **options: Any) -> None:
-        """Refuse options of `runner` that cannot work on this machine.
+    def check_options(self, options: RunOptions) -> None:
+        """Refuse options that cannot work on this machine.
 
         Raises:
             MissingRuntimeError: a device or a library is missing.
@@ -205,8 +229,17 @@ class Backend(ABC):
         """Whether an engine of this backend was built for this machine and the installed version."""
 
     @abstractmethod
-    def runner(self, path: Path, label: str, **options: Any) -> Runner:
-        """A file of this backend (or, where it reads ONNX itself, an ONNX file) as a runner; the path is verified."""
+    def runner(self, path: Path, label: str, options: RunOptions = DEFAULT) -> Runner:
+        """A file of this backend (or, where it reads ONNX itself, an ONNX file) as a runner.
+
+        Args:
+            path: as `ExportFolder.verified` returned it: engines are code.
+            label: name of the runner.
+            options: how to run it.
+
+        Raises:
+            MissingRuntimeError: `check_options` refuses them.
+        """
 
     def decided_runner(self, onnx: Path, engine: Engine) -> Runner:
         """An ONNX file in the precision of an engine, for graphs that take decisions as inputs."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from structsam_export.backends.base import Backend, BenchRunner, Engine, Profile, Runner
+from structsam_export.backends.base import DEFAULT, Backend, BenchRunner, Engine, Profile, Runner, RunOptions
 from structsam_export.errors import MissingRuntimeError, UsageError
 
 if TYPE_CHECKING:
@@ -23,11 +23,11 @@ PROVIDERS = {
 
 
 class SessionRunner(Runner):
-    """A session; `threads` and `profile` (a folder for its profile) are for benchmarks."""
+    """A session."""
 
-    def __init__(self, path: Path, name: str, provider: str, threads: int | None, profile: Path | None) -> None:
+    def __init__(self, path: Path, name: str, how: RunOptions) -> None:
         super().__init__(name)
-        self.path, self.provider, self.threads, self._profile = path, provider, threads, profile
+        self.path, self.how = path, how
         self._session: Any = None
 
     def open(self) -> None:
@@ -35,15 +35,17 @@ class SessionRunner(Runner):
 
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        if self.threads is not None:
-            options.intra_op_num_threads = self.threads
+        if self.how.threads is not None:
+            options.intra_op_num_threads = self.how.threads
             # Threads that spin on after a run would take the cores from the variant whose turn is next.
             options.add_session_config_entry("session.force_spinning_stop", "1")
-        if self._profile is not None:
+        if self.how.profile is not None:
             options.enable_profiling = True
-            options.profile_file_prefix = str(self._profile / "profile")
-        self._session = ort.InferenceSession(str(self.path), options, providers=[PROVIDERS[self.provider]])
-        self.inputs = {i.name: tuple(n if isinstance(n, int) else 0 for n in i.shape) for i in self._session.get_inputs()}
+            options.profile_file_prefix = str(self.how.profile / "profile")
+        self._session = ort.InferenceSession(str(self.path), options, providers=[PROVIDERS[self.how.provider]])
+        self.inputs = {
+            i.name: tuple(n if isinstance(n, int) else 0 for n in i.shape) for i in self._session.get_inputs()
+        }
 
     def infer(self, feed: Mapping[str, Array]) -> dict[str, Array]:
         names = [o.name for o in self._session.get_outputs()]
@@ -68,9 +70,13 @@ class OnnxRuntime(Backend):
     INSTALL: ClassVar[str] = "pip install onnxruntime"
     BUILDS: ClassVar[bool] = False
     RUNNERS: ClassVar[dict[str, BenchRunner]] = {
-        "ort-cpu": BenchRunner("ONNX in FP32 on ONNX Runtime's CPU provider", {"provider": "cpu"}, onnx=True, fp32=True),
-        "ort-cuda": BenchRunner("ONNX on its CUDA provider, copies in and out each time", {"provider": "cuda"}, onnx=True),
-        "ort-tensorrt": BenchRunner("ONNX on its TensorRT provider, copies included", {"provider": "tensorrt"}, onnx=True),
+        "ort-cpu": BenchRunner("ONNX in FP32 on ONNX Runtime's CPU provider", onnx=True, fp32=True),
+        "ort-cuda": BenchRunner(
+            "ONNX on its CUDA provider, copies in and out each time", RunOptions(provider="cuda"), onnx=True
+        ),
+        "ort-tensorrt": BenchRunner(
+            "ONNX on its TensorRT provider, copies included", RunOptions(provider="tensorrt"), onnx=True
+        ),
     }
 
     def version(self) -> str:
@@ -102,8 +108,8 @@ class OnnxRuntime(Backend):
                 "'structsam-export[gpu]' (onnxruntime-gpu takes the place of onnxruntime; never install both)."
             )
 
-    def check_options(self, *, provider: str = "cpu", **_: Any) -> None:
-        self.check_provider(provider)
+    def check_options(self, options: RunOptions) -> None:
+        self.check_provider(options.provider)
 
     def targets(self, text: str) -> tuple[str, ...]:
         if text != "auto":
@@ -116,22 +122,9 @@ class OnnxRuntime(Backend):
     def fits(self, engine: Engine) -> bool:
         return False
 
-    def runner(
-        self,
-        path: Path,
-        label: str,
-        *,
-        provider: str = "cpu",
-        threads: int | None = None,
-        profile: Path | None = None,
-    ) -> Runner:
-        """An ONNX file on one provider.
-
-        Raises:
-            MissingRuntimeError: the installed package lacks the provider.
-        """
-        self.check_provider(provider)
-        return SessionRunner(path, label, provider, threads, profile)
+    def runner(self, path: Path, label: str, options: RunOptions = DEFAULT) -> Runner:
+        self.check_options(options)
+        return SessionRunner(path, label, options)
 
     def can(self) -> str:
         return "run ONNX files: " + ", ".join(self.providers())

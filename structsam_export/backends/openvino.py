@@ -8,12 +8,12 @@ it really uses is read back from the compiled model. A file's name carries part,
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from structsam_export.backends.base import Backend, BenchRunner, Engine, Profile, Runner, parts_of
+from structsam_export.backends.base import DEFAULT, Backend, BenchRunner, Engine, Profile, Runner, RunOptions, parts_of
 from structsam_export.errors import ArtifactError, MissingRuntimeError
 from structsam_export.files import disk_errors, sha256_of
 
@@ -34,32 +34,23 @@ def core() -> Any:
 
 
 class OpenVINORunner(Runner):
-    """A compiled model with one request.
+    """A compiled model with one request; `precision` is the one it was compiled for, once it is open."""
 
-    Args:
-        path: IR or ONNX file.
-        name: of the runner.
-        precision: a key of PRECISIONS; None: what the IR was written for, else the fastest of this processor.
-        outputs: tensors inside the graph that are output as well.
-        threads: of the CPU; None: all.
-    """
-
-    def __init__(
-        self, path: Path, name: str, precision: str | None, outputs: Sequence[str], threads: int | None
-    ) -> None:
+    def __init__(self, path: Path, name: str, how: RunOptions) -> None:
         super().__init__(name)
-        self.path, self.precision, self.more, self.threads = path, precision, outputs, threads
+        self.path, self.how = path, how
+        self.precision: str | None = how.precision
         self._request: Any = None
 
     def open(self) -> None:
         model = read(self.path)
         own = {name for port in model.outputs for name in port.names}
-        for name in self.more:
+        for name in self.how.outputs:
             # Decisions that were folded into constants have no tensor of their name any more.
             if name not in own and holds(model, name):
                 model.add_outputs(name)
         chosen = self.precision or written_for(model) or fastest()
-        compiled = compiled_model(model, chosen, self.threads)
+        compiled = compiled_model(model, chosen, self.how.threads)
         self.precision = chosen
         self.inputs = {
             port.any_name: tuple(0 if size.is_dynamic else size.get_length() for size in port.partial_shape)
@@ -79,7 +70,7 @@ class OpenVINORunner(Runner):
     def _name(self, port: Any) -> str:
         """The name of an output; where a tensor has several, the one that was asked for."""
         names = set(port.get_names())
-        return next((name for name in self.more if name in names), port.get_any_name())
+        return next((name for name in self.how.outputs if name in names), port.get_any_name())
 
     def close(self) -> None:
         self._request = None
@@ -94,9 +85,9 @@ class OpenVINO(Backend):
     FROM_FP32: ClassVar[bool] = True
     TELLS_DECISIONS: ClassVar[bool] = True
     RUNNERS: ClassVar[dict[str, BenchRunner]] = {
-        "openvino": BenchRunner("FP32 graph on OpenVINO in the CPU's fastest precision", {}, onnx=True, fp32=True),
+        "openvino": BenchRunner("FP32 graph on OpenVINO in the CPU's fastest precision", onnx=True, fp32=True),
         **{
-            f"openvino-{name}": BenchRunner(f"the same in {name}", {"precision": name}, onnx=True, fp32=True)
+            f"openvino-{name}": BenchRunner(f"the same in {name}", RunOptions(precision=name), onnx=True, fp32=True)
             for name in PRECISIONS
         },
     }
@@ -122,10 +113,10 @@ class OpenVINO(Backend):
                 "built here and run elsewhere."
             )
 
-    def check_options(self, *, precision: str | None = None, **_: Any) -> None:
+    def check_options(self, options: RunOptions) -> None:
         self.check_installed()
-        if precision is not None:
-            self.check_precision(precision)
+        if options.precision is not None:
+            self.check_precision(options.precision)
 
     def targets(self, text: str) -> tuple[str, ...]:
         return (fastest(),) if text == "auto" else parts_of(text, tuple(PRECISIONS), "OpenVINO")
@@ -146,25 +137,12 @@ class OpenVINO(Backend):
     def fits(self, engine: Engine) -> bool:
         return engine.backend == self.NAME and self.installed() and engine.sm in precisions_here()
 
-    def runner(
-        self,
-        path: Path,
-        label: str,
-        *,
-        precision: str | None = None,
-        outputs: Sequence[str] = (),
-        threads: int | None = None,
-    ) -> Runner:
-        """An IR or ONNX file.
-
-        Raises:
-            MissingRuntimeError: not installed, or the processor lacks the precision.
-        """
-        self.check_options(precision=precision)
-        return OpenVINORunner(path, label, precision, outputs, threads)
+    def runner(self, path: Path, label: str, options: RunOptions = DEFAULT) -> Runner:
+        self.check_options(options)
+        return OpenVINORunner(path, label, options)
 
     def decided_runner(self, onnx: Path, engine: Engine) -> Runner:
-        return self.runner(onnx, "engine", precision=engine.sm)
+        return self.runner(onnx, "engine", RunOptions(precision=engine.sm))
 
     def precision(self, engine: Engine, exported: str) -> str:
         used: str = engine.options.get("computes_in") or engine.sm

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from structsam_export.backends import cuda
-from structsam_export.backends.base import Backend, BenchRunner, Engine, Profile, Runner
+from structsam_export.backends.base import DEFAULT, Backend, BenchRunner, Engine, Profile, Runner, RunOptions
 from structsam_export.backends.polygraphy import PolygraphyRunner, hush, quiet_stdout
 from structsam_export.console import progress
 from structsam_export.errors import ArtifactError, MissingRuntimeError, UsageError
@@ -100,23 +100,14 @@ class TensorRT(Backend):
     def fits(self, engine: Engine) -> bool:
         return engine.backend == self.NAME and engine.sm == cuda.current_sm() and self.runs_here()
 
-    def runner(self, path: Path, label: str, *, cuda_graph: bool = False, threads: int | None = None) -> Runner:
-        """An engine on this machine's GPU.
-
-        Args:
-            path: a file that `ExportFolder.verified` returned: engines are code.
-            label: name of the runner.
-            cuda_graph: the whole engine is captured once and replayed (TensorRT-RTX).
-            threads: of the CPU, which has nothing to do here.
-        """
-
+    def runner(self, path: Path, label: str, options: RunOptions = DEFAULT) -> Runner:
         def make() -> Any:
             use_tensorrt(rtx=self.RTX)
             from polygraphy.backend.common import bytes_from_path
             from polygraphy.backend.trt import EngineFromBytes, TrtRunner
 
             load = EngineFromBytes(lambda: bytes_from_path(str(path)))
-            return TrtRunner(replayed(load) if cuda_graph else load, name=label)
+            return TrtRunner(replayed(load) if options.cuda_graph else load, name=label)
 
         return PolygraphyRunner(label, make)
 

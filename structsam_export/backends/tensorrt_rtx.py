@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from structsam_export.backends import cuda
-from structsam_export.backends.base import BenchRunner, parts_of
+from structsam_export.backends.base import BenchRunner, RunOptions, parts_of
 from structsam_export.backends.tensorrt import TensorRT
 
 # Built where no GPU says otherwise: Ampere and Ada, the edge GPUs of desktops and laptops.
@@ -20,7 +20,7 @@ class TensorRTRTX(TensorRT):
     INSTALL: ClassVar[str] = "pip install 'structsam-export[rtx]'"
     RUNNERS: ClassVar[dict[str, BenchRunner]] = {
         "tensorrt-rtx": BenchRunner("engine on this GPU, copies in and out each time"),
-        "tensorrt-rtx-graph": BenchRunner("engine replayed as one CUDA graph, copies included", {"cuda_graph": True}),
+        "tensorrt-rtx-graph": BenchRunner("engine as one CUDA graph, copies included", RunOptions(cuda_graph=True)),
     }
     RTX: ClassVar[bool] = True
 

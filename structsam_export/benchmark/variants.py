@@ -76,7 +76,7 @@ def check_runtimes(chosen: Sequence[str]) -> None:
     for runner in chosen:
         if runner != EAGER:
             name, how = known[runner]
-            backend(name).check_options(**how.options)
+            backend(name).check_options(how.options)
 
 
 def _of_target(name: str, target: Path, chosen: Sequence[str]) -> Iterator[Variant]:

@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,10 +113,9 @@ def load_file(spec: dict[str, Any]) -> tuple[Callable[[], object], Callable[[], 
     from structsam_export.backends import backend, bench_runners
 
     name, how = bench_runners()[spec["runner"]]
-    options = {**how.options, "threads": spec["threads"]}
-    if spec.get("profile"):
-        options["profile"] = Path(spec["profile"])
-    runner = backend(name).runner(Path(spec["file"]), spec["name"], **options)
+    profile = Path(spec["profile"]) if spec.get("profile") else None
+    options = replace(how.options, threads=spec["threads"], profile=profile)
+    runner = backend(name).runner(Path(spec["file"]), spec["name"], options)
     runner.open()
     feed = inputs_of(runner.inputs)
     return lambda: runner.infer(feed), runner.profile

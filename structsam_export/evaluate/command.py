@@ -142,7 +142,7 @@ def spectral(
     methods, layers = methods_at(job), sorted(job.schedule.blocks)
     with stage(f"spectra, {len(samples)} images") as say:
         rows = compare(job.loaded, methods, layers, [sample.image() for sample in samples], say)
-    left_out = [i for i in layers if job.loaded.geometry.layout(i).tokens > LARGEST]
+    left_out = [i for i in layers if job.loaded.geometry.window_grid(i).tokens > LARGEST]
     if left_out:
         console().print(f"Blocks {left_out} left out: more than {LARGEST} tokens in an attention call.")
     facts = {"dataset": chosen.name, "images": len(samples), "rate": job.schedule.rate}

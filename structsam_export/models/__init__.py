@@ -14,7 +14,7 @@ from structsam_export.errors import CheckpointError, unknown_name
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
 
-    from structsam_export.models.geometry import EncoderGeometry
+    from structsam_export.geometry import EncoderGeometry
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,9 @@ def load_model(name: str, checkpoint: Path | None = None) -> LoadedModel:
         CheckpointError: weights are missing, corrupt or of another model, or cannot be downloaded.
         OutputError: the download cannot be stored.
     """
+    from structsam_export.hosts import geometry_of
     from structsam_export.models.checkpoint import load_into, read_state_dict
     from structsam_export.models.download import fetch, sha256_of
-    from structsam_export.models.geometry import from_encoder
 
     spec = model_spec(name)
     digest = None
@@ -126,7 +126,7 @@ def load_model(name: str, checkpoint: Path | None = None) -> LoadedModel:
     sam = _build(spec.architecture)
     load_into(sam, state, path, name)
     sam.eval().requires_grad_(False)
-    return LoadedModel(spec, sam, path, digest or sha256_of(path), from_encoder(sam.image_encoder))
+    return LoadedModel(spec, sam, path, digest or sha256_of(path), geometry_of(sam.image_encoder))
 
 
 def _bundled() -> Path:

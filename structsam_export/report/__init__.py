@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from structsam_export.macs import graph_macs, paper_macs
+from structsam_export.macs import graph_macs, paper_macs, scheduled_macs
 from structsam_export.report.tokens import prompt_report, token_counts
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def build_report(job: Job, folder: ExportFolder, found: Validation) -> dict[str,
             "name": config.method,
             "variant": method.variant,
             "compat": config.compat,
-            "params": {key: getattr(method, key) for key in getattr(method, "PARAMS", {})},
+            "params": {key: getattr(method, key) for key in method.PARAMS},
             "prompt_aware": config.prompt_aware,
             "source": method.SOURCE,
         },
@@ -42,7 +42,7 @@ def build_report(job: Job, folder: ExportFolder, found: Validation) -> dict[str,
         "tokens": token_counts(geometry, schedule),
         "macs": {
             "dense": paper_macs(geometry),
-            "paper": paper_macs(geometry, schedule.blocks, mlp=schedule.mlp),
+            "paper": scheduled_macs(geometry, schedule),
             "graph": graph_macs(folder.fp32_encoder()) // config.batch,
         },
         "rewrite": results.rewrite,

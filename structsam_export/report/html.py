@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from structsam_export.report import pictures
 from structsam_export.metrics import mask_ious
+from structsam_export.report import pictures
 
 if TYPE_CHECKING:
-    from structsam_export.models.geometry import EncoderGeometry
+    from structsam_export.geometry import EncoderGeometry
     from structsam_export.validate.parity import Validation
 
 NAMES = {
@@ -25,9 +25,7 @@ def render(report: dict[str, Any], found: Validation, geometry: EncoderGeometry)
     """The report as one HTML page."""
     from jinja2 import Environment, PackageLoader
 
-    environment = Environment(
-        loader=PackageLoader("structsam_export", "report"), autoescape=True, trim_blocks=True
-    )
+    environment = Environment(loader=PackageLoader("structsam_export", "report"), autoescape=True, trim_blocks=True)
     environment.filters["num"] = number
     return environment.get_template("report.html.j2").render(
         r=report, names=names_of(report), photos=photo_rows(found), maps=token_maps(found, geometry)
@@ -95,7 +93,7 @@ def token_maps(found: Validation, geometry: EncoderGeometry, limit: int = 3) -> 
                 "grid": f"from block {block} on",
                 "mlp": f"MLP, by block {block}",
             }
-            groups = pictures.groups_on_grid(decision.plan, geometry.layout(int(block)))
+            groups = decision.plan.token_groups(geometry.window_grid(int(block)))
             shots[caption[kind]] = pictures.data_uri(pictures.token_map(ready, photo.image, groups), 240)
         maps.append({"name": photo.name, "shots": shots})
     return maps if reference.names else []

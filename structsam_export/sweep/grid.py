@@ -11,8 +11,8 @@ from structsam_export.errors import UsageError
 from structsam_export.methods import METHODS, method_class
 
 if TYPE_CHECKING:
-    from structsam_export.models import LoadedModel
     from structsam_export.job import Job
+    from structsam_export.models import LoadedModel
 
 ALL = "all"
 
@@ -106,6 +106,7 @@ def jobs_of(configs: Sequence[ExportConfig], loaded: LoadedModel) -> tuple[list[
     """
     from structsam_export.job import Job
     from structsam_export.patch import resolve_layers
+    from structsam_export.schedule import Request
 
     geometry = loaded.geometry
     for spec in {config.layers for config in configs} - {None}:
@@ -113,7 +114,7 @@ def jobs_of(configs: Sequence[ExportConfig], loaded: LoadedModel) -> tuple[list[
     jobs, notes = [], []
     for config in configs:
         try:
-            jobs.append(Job.of_model(replace(config, precision="fp32"), loaded))
+            jobs.append(Job.of_model(Request.of(replace(config, precision="fp32")), loaded))
         except UsageError as error:  # a method that does not go with these blocks: no reason to stop the others
             notes.append(f"{config.method} {config.variant or ''} {config.layers or ''} left out: {error}")
     if not jobs:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from structsam_export.errors import BadInputError
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from structsam_export.datasets import Sample
     from structsam_export.evaluate.predictors import Predictor
     from structsam_export.evaluate.store import Store
-    from structsam_export.models import LoadedModel
     from structsam_export.job import Job
+    from structsam_export.models import LoadedModel
 
 # Weights up to this size are copied for every core; a larger model uses all cores for one image.
 SMALL = 100_000_000
@@ -95,4 +95,3 @@ def fill(
             left.clear()
             torch.set_num_threads(threads)
     return sum(future.result() for future in futures)
-

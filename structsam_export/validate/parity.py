@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from structsam_export.backends import EnginePair, backend
+from structsam_export.backends.base import RunOptions
 from structsam_export.files import temporary
 from structsam_export.metrics import embedding_errors, iou, mask_ious
 from structsam_export.validate.decisions import agreement, first_image, ties
@@ -178,7 +179,7 @@ def engine_files(folder: ExportFolder, pair: EnginePair, names: Sequence[str]) -
         source,
         lambda copy: runtime.decided_runner(copy, pair.encoder),
         lambda: runtime.runner(decoder, "engine decoder"),
-        lambda: runtime.runner(encoder, "engine", **({"outputs": names} if runtime.TELLS_DECISIONS else {})),
+        lambda: runtime.runner(encoder, "engine", RunOptions(outputs=tuple(names))),
     )
 
 

@@ -22,6 +22,7 @@ from structsam_export.validate.decisions import GIVEN, readable
 if TYPE_CHECKING:
     from structsam_export.backends.base import Array, Runner
     from structsam_export.models import LoadedModel
+    from structsam_export.roles import Plan
     from structsam_export.runtime.decoding import Decoder
     from structsam_export.schedule import Schedule
 
@@ -101,7 +102,7 @@ class Reference:
     eager: Stage
     layers: tuple[int, ...] = ()
     names: Sequence[str] = ()
-    plans: Mapping[str, Any] = field(default_factory=dict)
+    plans: Mapping[str, type[Plan]] = field(default_factory=dict)
     decisions: Sequence[dict[str, Any]] = ()
 
 
@@ -114,7 +115,7 @@ def eager_reference(loaded: LoadedModel, schedule: Schedule, photos: Sequence[Ph
     with stage(f"eager PyTorch, unpatched and patched, {len(photos)} photos") as say:
         dense = run(EagerRunner(encoder, ["image_embeddings"], "dense", ["image"]), feeds, say)
         with schedule.patched(encoder):
-            layers, names, plans = reduced_blocks(encoder), decision_names(encoder), dict(decisions_of(encoder))
+            layers, names, plans = reduced_blocks(encoder), decision_names(encoder), decisions_of(encoder)
             module = encoder_with_decisions(encoder, history)
             eager = run(EagerRunner(module, ["image_embeddings", *names], "eager", list(feeds[0])), feeds, say)
     decode = decoder_of(loaded)
@@ -165,7 +166,7 @@ def run_stage(reference: Reference, files: StageFiles, batch: int, *, given: boo
         if files.free_runner is not None and not given:
             outputs, seconds = run(files.free_runner(), feeds, say)
         else:
-            with readable(files.encoder, reference.names, given=given) as copy:
+            with readable(files.encoder, reference.plans, given=given) as copy:
                 if given:
                     taken = zip(feeds, reference.eager.outputs)
                     feeds = [dict(feed) | decisions_for(copy, eager, feed) for feed, eager in taken]

@@ -13,11 +13,12 @@ from graphs import MODULES, run, traced
 
 import structsam_export.rewrite as rewriting
 from structsam_export.methods import METHODS, method_class
+from structsam_export.methods.base import MergeMethod
 from structsam_export.rewrite import RULES, apply_rules, rewrite
 
 PACKAGE = Path(rewriting.__file__).parent
 BATCH, DEPTH, MERGING = 2, 3, (0, 1)  # a windowed layer, a global one, and block 2 left as segment_anything's
-NAMES = [name for name in METHODS if method_class(name).KIND == "merge" and name != "none"]
+NAMES = [name for name in METHODS if issubclass(method_class(name), MergeMethod)]
 VARIANTS = [(name, variant) for name in NAMES for variant in method_class(name).VARIANTS]
 PLANS = [f"plan.{layer}.{part}" for layer in MERGING for part in ("pos", "slot", "sources")]
 each_variant = pytest.mark.parametrize(("method", "variant"), VARIANTS)

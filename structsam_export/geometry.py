@@ -1,19 +1,16 @@
-"""The sizes of an image encoder, read from the module itself rather than from a table of names."""
+"""The sizes of an image encoder, whatever model family it belongs to."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from structsam_export.errors import UsageError
-from structsam_export.methods.tokens import Layout
-
-HOST = "ImageEncoderViT"
+from structsam_export.tokens import WindowGrid
 
 
 @dataclass(frozen=True)
 class EncoderGeometry:
-    """Shapes of a SAM encoder.
+    """Shapes of an image encoder; `Host.geometry` reads them from the module itself.
 
     Args:
         image_size: side of the square input in pixels.
@@ -52,14 +49,14 @@ class EncoderGeometry:
         """Indices of the blocks that attend over the whole grid."""
         return tuple(i for i, window in enumerate(self.windows) if window == 0)
 
-    def layout(self, layer: int) -> Layout:
-        """How block `layer` cuts the token grid into attention calls."""
-        return Layout(self.grid, self.windows[layer])
+    def window_grid(self, layer: int) -> WindowGrid:
+        """How block `layer` cuts the token grid into windows."""
+        return WindowGrid(self.grid, self.windows[layer])
 
     @property
-    def windowed_layout(self) -> Layout:
-        """The layout of the windowed blocks; the whole grid if there are none."""
-        return Layout(self.grid, max(self.windows, default=0))
+    def windowed_grid(self) -> WindowGrid:
+        """How the windowed blocks cut the token grid; the whole grid if there are none."""
+        return WindowGrid(self.grid, max(self.windows, default=0))
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON holds them (tuples become lists)."""
@@ -84,41 +81,3 @@ GEOMETRIES = {
     "vit_l": sam_geometry(1024, 24, 16, (5, 11, 17, 23)),
     "vit_h": sam_geometry(1280, 32, 16, (7, 15, 23, 31)),
 }
-
-
-def from_encoder(encoder: Any) -> EncoderGeometry:
-    """Read the geometry of a `segment_anything` image encoder.
-
-    The host is recognised by class name (subclasses too), so `segment_anything` need not be imported.
-
-    Raises:
-        UsageError: the module is no ImageEncoderViT, or is another project's class of that name.
-    """
-    kind = type(encoder)
-    if HOST not in (c.__name__ for c in kind.__mro__):
-        raise UsageError(f"Unsupported encoder {kind.__module__}.{kind.__qualname__}: only {HOST} is supported.")
-    try:
-        return _read(encoder)
-    except (AttributeError, IndexError) as error:
-        raise UsageError(
-            f"Unsupported encoder {kind.__module__}.{kind.__qualname__}: it has the name of segment_anything's "
-            f"{HOST} but not its layout ({error})."
-        ) from error
-
-
-def _read(encoder: Any) -> EncoderGeometry:
-    block = encoder.blocks[0]
-    patch = int(encoder.patch_embed.proj.kernel_size[0])
-    image = int(encoder.img_size)
-    grid = (image // patch,) * 2 if encoder.pos_embed is None else encoder.pos_embed.shape[1:3]
-    return EncoderGeometry(
-        image_size=image,
-        patch_size=patch,
-        grid=(int(grid[0]), int(grid[1])),
-        dim=int(encoder.patch_embed.proj.out_channels),
-        depth=len(encoder.blocks),
-        heads=int(block.attn.num_heads),
-        mlp_dim=int(block.mlp.lin1.out_features),
-        out_channels=int(encoder.neck[0].out_channels),
-        windows=tuple(int(b.window_size) for b in encoder.blocks),
-    )
