@@ -39,6 +39,9 @@ class EagerRunner(Runner):
     def open(self) -> None:
         """Nothing to load."""
 
+    def close(self) -> None:
+        """Nothing to free."""
+
     def infer(self, feed: Mapping[str, Array]) -> dict[str, Array]:
         import torch
 

@@ -9,6 +9,9 @@ import numpy as np
 
 def embedding_errors(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> dict[str, float]:
     """Worst over photos of polygraphy's absolute errors and cosine, and max_rel = max|a-b| / max|a|."""
+    from structsam_export.backends.polygraphy import hush
+
+    hush()
     from polygraphy.comparator import Comparator, RunResults
     from polygraphy.comparator.compare import CosineSimilarityCompareFunc, SimpleCompareFunc
 

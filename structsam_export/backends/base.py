@@ -121,6 +121,7 @@ class Runner(ABC):
     def infer(self, feed: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs by name; arrays of their own, which later calls leave alone."""
 
+    @abstractmethod
     def close(self) -> None:
         """Free what `open` loaded."""
 
@@ -165,7 +166,8 @@ class Backend(ABC):
         """
         if not self.installed():
             raise MissingRuntimeError(
-                f"Backend '{self.NAME}' is not installed. Run: {self.INSTALL} (structsam-export doctor shows what is here)."
+                f"Backend '{self.NAME}' is not installed. Run: {self.INSTALL} (structsam-export doctor shows what is "
+                "here)."
             )
 
     def check_build(self) -> None:

@@ -17,9 +17,9 @@ from structsam_export.evaluate.spectral import (
     table,
     token_graph,
 )
+from structsam_export.job import Job
 from structsam_export.methods import make_method
-from structsam_export.pipeline import Job
-from structsam_export.validate.photos import bundled_photos
+from structsam_export.runtime.photos import bundled_photos
 
 
 def lifted(weights, groups):
