@@ -17,7 +17,7 @@ PAGE = (ROOT / "docs" / "methods.md").read_text()
 
 
 def test_the_readme_carries_the_generated_table():
-    """After a change: python scripts/make_method_docs.py --table."""
+    """After a change: python scripts/method_docs --table."""
     found = re.search(r"<!-- methods: .*? -->\n(.*?)\n<!-- end of methods -->", README, re.DOTALL)
     assert found
     assert found[1] == markdown(catalogue())
