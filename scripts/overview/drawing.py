@@ -37,10 +37,10 @@ def captions(found: Comparison) -> tuple[tuple[str, str, str], ...]:
             f"one block: {found.groups.size:,} tokens become {len(np.unique(found.groups))} (rate {RATE:g})",
             "orange: four tokens averaged into one",
         ),
-        ("Masks of the plain model", f"encoder: {before:.2f} GMACs", f"IoU with the true masks: {plain:.3f}"),
+        ("Masks of the plain model", f"encoder: {before:.2f} billion MACs", f"IoU with the true masks: {plain:.3f}"),
         (
             f"Masks with merged tokens ({METHOD})",
-            f"encoder: {after:.2f} GMACs, {1 - after / before:.1%} less",
+            f"encoder: {1 - after / before:.1%} fewer MACs",
             f"IoU: {merged:.3f} with true, {found.agreement:.3f} with plain masks",
         ),
     )

@@ -110,9 +110,7 @@ def test_credits_name_every_source():
         assert f"`{name.removeprefix('bundled-')}`" in credits
 
 
-@pytest.mark.skipif(
-    "STRUCTSAM_DEMO_DATA" not in os.environ, reason="needs the folder of fetch_pictures.sh"
-)
+@pytest.mark.skipif("STRUCTSAM_DEMO_DATA" not in os.environ, reason="needs the folder of fetch_pictures.sh")
 def test_the_script_remakes_it_byte_for_byte(tmp_path):
     command = [sys.executable, SCRIPTS / "evaluation_set", os.environ["STRUCTSAM_DEMO_DATA"], tmp_path]
     subprocess.run(command, check=True)
