@@ -1,75 +1,35 @@
-"""Train the bundled demo model: seeded rounds, in the order of ROUNDS.
-
-    scripts/fetch_demo_data.sh DATA
-    python scripts/train_demo.py DATA --out demo.safetensors
-    python scripts/train_demo.py DATA --resume demo.resume.pt
-    python scripts/train_demo.py DATA --evaluate demo.safetensors
+"""Trains the demo model: seeded rounds, in the order of `rounds.ROUNDS`.
 
 The prompt encoder and mask decoder start from LiteMedSAM's (Apache-2.0); the image encoder starts from nothing.
 First it learns dense targets alone (object or background, edges, the way to the object's centre), which costs a
 third of a full step and gives every token something to learn; without it, 900 steps of masks reached .48 mean IoU.
 Then each step encodes a few scenes once and trains on several of their objects, prompted by a jittered box or by
-one point. `SECOND` uses `hard` scenes and Muon on the matrices of the transformers; `--from` starts it at weights that
-`FIRST` made. The bundled weights went through all rounds; what differed in the first is in docs/demo-model.md.
-Loss: `demo_steps.mask_loss`, the squared error of the IoU prediction (SAM, appendix A), and the dense loss.
+one point. `SECOND` uses `hard` scenes and Muon on the matrices of the transformers. The bundled weights went through
+all rounds; what differed in the first is in docs/demo-model.md.
+Loss: `steps.mask_loss`, the squared error of the IoU prediction (SAM, appendix A), and the dense loss.
 Weights are an exponential moving average, stored as FP16.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from demo_model.figures import generated_figures
+from demo_model.package import build_demo
+from demo_model.rounds import FIRST, ROUNDS, Round
+from demo_model.scenes import SceneGenerator
+from demo_model.steps import sample, step_loss
 from safetensors.torch import load_file, save_file
-
-sys.path.insert(0, str(Path(__file__).parent))
-from demo_figures import generated_figures, real_figures
-from demo_scenes import SceneGenerator
-from demo_steps import sample, step_loss
-
-from structsam_export.models.demo import build_demo
 
 SAVE_EVERY = 100
 THREADS = 2
-
-
-@dataclass(frozen=True)
-class Round:
-    """`steps` steps on `scenes` scenes of `size` px with `prompts` prompts each, from `lr` down to `lr_end`.
-
-    No prompts: the encoder learns the dense targets alone. `hard`: harder scenes, Muon, and the optimizer starts anew.
-    """
-
-    size: int
-    steps: int
-    scenes: int
-    prompts: int
-    lr: float
-    lr_end: float
-    hard: bool = False
-
-
-FIRST = (
-    Round(384, 800, 8, 0, 1e-3, 8e-4),
-    Round(384, 700, 6, 6, 8e-4, 4e-4),
-    Round(512, 900, 4, 6, 5e-4, 2e-5),
-    Round(512, 300, 4, 6, 3e-4, 5e-5),
-    Round(512, 300, 4, 6, 2e-4, 5e-6),
-)
-SECOND = (
-    Round(512, 600, 4, 6, 6e-4, 6e-4, hard=True),
-    Round(512, 1800, 4, 6, 1e-3, 0.0, hard=True),
-    Round(512, 1500, 4, 6, 1e-3, 0.0, hard=True),
-)
-ROUNDS = FIRST + SECOND
 
 
 class Batches(torch.utils.data.IterableDataset):
@@ -227,34 +187,3 @@ def load(path: Path) -> Any:
     sam = build_demo()
     sam.load_state_dict({k: v.float() for k, v in load_file(path).items()})
     return sam
-
-
-def report(path: Path, root: str) -> None:
-    """Print the figures of the model card, one line a set."""
-    sam = load(path)
-    for name, figures in {"generated": generated_figures(sam, root), **real_figures(sam, root)}.items():
-        print(f"{name:10}", "  ".join(f"{k} {v:.3f}" for k, v in figures.items()), flush=True)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", help="folder made by fetch_demo_data.sh")
-    parser.add_argument("--out", type=Path, default=Path("demo.safetensors"))
-    parser.add_argument("--resume", type=Path, help=f"*.resume.pt written every {SAVE_EVERY} steps")
-    parser.add_argument("--from", type=Path, dest="first", metavar="WEIGHTS", help="skip FIRST")
-    parser.add_argument("--evaluate", type=Path, metavar="WEIGHTS", help="only measure these weights")
-    args = parser.parse_args()
-    if args.evaluate:
-        report(args.evaluate, args.data)
-        return
-    trainer = Trainer(args.data, args.out)
-    if args.resume:
-        trainer.load_state(args.resume)
-    elif args.first:
-        trainer.start_from(args.first)
-    trainer.run()
-    report(args.out, args.data)
-
-
-if __name__ == "__main__":
-    main()

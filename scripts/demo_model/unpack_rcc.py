@@ -1,6 +1,6 @@
 """Write the photographs inside Qt resource files (*.rcc) of a folder to another folder.
 
-    python scripts/unpack_rcc.py FROM TO
+    python scripts/demo_model/unpack_rcc.py FROM TO
 
 Pictures lie in an .rcc uncompressed, each behind its length in four big-endian bytes. Kept: opaque ones of at
 least 400 px a side with many colours, which leaves drawings out. Files are named by the hash of their bytes.

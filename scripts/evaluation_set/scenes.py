@@ -1,44 +1,19 @@
-"""Remake the bundled evaluation set: pictures, masks, sources.json and SHA256SUMS.
-
-    scripts/fetch_demo_data.sh DIR
-    python scripts/make_eval_set.py DIR [FOLDER] [--sheet SHEET.jpg]
-
-Needs Pillow and NumPy; DIR gives the cut-outs and the unpacked packages. Writes into the package unless FOLDER is
-given. Everything is drawn from fixed seeds; with the versions named in CREDITS.md, beside the set, the files come out
-byte for byte. Cut-outs are the ones that scripts/demo_scenes.py holds out, and no background is trained on either.
-"""
+"""The sets `composites` and `thin`: cut-outs and thin shapes on photos, drawn from fixed seeds."""
 
 from __future__ import annotations
 
-import argparse
-import bz2
-import hashlib
-import json
 import random
-import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from demo_scenes import is_held_out
+from evaluation_set.sources import BACKGROUNDS, Sources
+from evaluation_set.thin_shapes import thin
 from PIL import Image
-from thin_shapes import thin
 
-ASSETS = Path(__file__).resolve().parent.parent / "structsam_export" / "assets"
-PARTS = ("nuclei", "coins", "photos", "composites", "thin")
 SIZE = 512
 COMPOSITES, THIN = 48, 32
 QUALITY = 92
-BACKGROUNDS = {  # file in scikit-image's data folder, or in SciPy's misc folder
-    "camera": "camera.png", "chelsea": "chelsea.png", "clock": "clock_motion.png", "coffee": "coffee.png",
-    "coins": "coins.png", "face": "face.dat", "grass": "grass.png", "rocket": "rocket.jpg",
-}  # fmt: skip
-# Left out: flat signs and plain shapes, which look like nothing in a photo; holy places; what is not for everyone.
-LEFT_OUT = {
-    "1f235", "1f3f4", "1f459", "1f4a0", "1f4a4", "1f4f4", "1f51e", "1f521", "1f530", "1f533", "1f536", "1f549-fe0f",
-    "1f54b", "1f54c", "1f6ad", "1f6b3", "1f6be", "1f6d5", "1f7e4", "1f7e8", "1f7ea", "2049-fe0f", "2194-fe0f",
-    "2195-fe0f", "23f8-fe0f", "25fb-fe0f", "2620-fe0f", "264c", "26a7-fe0f", "2728", "3297-fe0f",
-}  # fmt: skip
 PALETTE = ((40, 42, 46), (120, 122, 126), (196, 198, 202), (104, 72, 44), (176, 142, 96), (150, 40, 36), (44, 78, 128))
 PALETTE += ((222, 214, 190), (62, 92, 52))
 GREY = np.array((0.299, 0.587, 0.114))
@@ -51,28 +26,6 @@ class Layer(NamedTuple):
     colour: np.ndarray
     alpha: np.ndarray
     masked: bool = True
-
-
-class Sources:
-    """The packages below DIR."""
-
-    def __init__(self, root: Path) -> None:
-        self.skimage = root / "packages" / "skimage" / "skimage" / "data"
-        self.stardist = root / "packages" / "stardist" / "stardist" / "data" / "images"
-        self.scipy = root / "packages" / "scipy" / "scipy" / "misc"
-        found = sorted((root / "cutouts").glob("emoji-*.webp"))
-        self.cutouts = [p for p in found if is_held_out(p) and p.stem.removeprefix("emoji-") not in LEFT_OUT]
-        for place in (self.skimage, self.stardist, self.scipy):
-            if not place.is_dir() or not self.cutouts:
-                raise SystemExit(f"{place} or the cut-outs are missing; run scripts/fetch_demo_data.sh {root}")
-
-    def photo(self, name: str) -> Image.Image:
-        """One of BACKGROUNDS as RGB."""
-        file = BACKGROUNDS[name]
-        if file == "face.dat":
-            pixels = np.frombuffer(bz2.decompress((self.scipy / file).read_bytes()), np.uint8)
-            return Image.fromarray(pixels.reshape(768, 1024, 3))
-        return Image.open(self.skimage / file).convert("RGB")
 
 
 def background(photo: Image.Image, rng: random.Random) -> np.ndarray:
@@ -195,62 +148,3 @@ def make_scenes(sources: Sources, folder: Path) -> dict[str, Any]:
             raise SystemExit(f"{name}: nothing to see; change its seed")
         table[name] = {"background": where, "layers": [layer.what for layer in layers], "masks": shown}
     return table
-
-
-def make_real(sources: Sources, folder: Path) -> None:
-    """The sets `nuclei`, `coins` and `photos`: copies, the nuclei as 8-bit PNG."""
-    for part in ("nuclei", "coins", "photos"):
-        for kind in ("images", "labels"):
-            (folder / part / kind).mkdir(parents=True)
-    for file, kind in (("img2d.tif", "images"), ("mask2d.tif", "labels")):
-        pixels = np.asarray(Image.open(sources.stardist / file)).astype(np.uint8)  # both end below 256
-        Image.fromarray(pixels).save(folder / "nuclei" / kind / "nuclei.png", optimize=True)
-    shutil.copyfile(sources.skimage / "coins.png", folder / "coins" / "images" / "coins.png")
-    photos = ASSETS / "photos"
-    shutil.copyfile(photos / "coins.mask.png", folder / "coins" / "labels" / "coins.png")
-    for name in ("astronaut", "cell", "coffee"):
-        shutil.copyfile(photos / f"{name}.jpg", folder / "photos" / "images" / f"{name}.jpg")
-        shutil.copyfile(photos / f"{name}.mask.png", folder / "photos" / "labels" / f"{name}.png")
-
-
-def checksums(folder: Path) -> str:
-    """SHA256SUMS, as `sha256sum -c` reads it, of all pictures and of sources.json."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix in (".png", ".jpg", ".json"))
-    return "".join(f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.relative_to(folder).as_posix()}\n" for p in files)
-
-
-def contact_sheet(folder: Path, path: Path) -> None:
-    """A picture of some of the set, objects coloured."""
-    from structsam_export.datasets import open_dataset
-
-    sets = {part: open_dataset(str(folder / part)).samples() for part in PARTS}
-    real, made = sets["photos"] + sets["coins"] + sets["nuclei"], sets["composites"]
-    chosen = real + made[0:40:5] + sets["thin"][:11]
-    tile, wide = 200, 8
-    sheet = Image.new("RGB", (wide * tile, -(-len(chosen) // wide) * tile), "white")
-    colours = np.array([(255, 64, 64), (64, 220, 64), (80, 140, 255), (255, 200, 0), (230, 80, 230)])
-    for i, sample in enumerate(chosen):
-        pixels = sample.image().astype(np.float32)
-        for k, mask in enumerate(sample.masks()):
-            pixels[mask] = 0.5 * pixels[mask] + 0.5 * colours[k % len(colours)]
-        both = Image.fromarray(pixels.astype(np.uint8))
-        both.thumbnail((tile - 4, tile - 4), Image.Resampling.LANCZOS)
-        sheet.paste(both, (i % wide * tile + 2, i // wide * tile + 2))
-    sheet.save(path, quality=85)
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("folder", type=Path, nargs="?", default=ASSETS / "evaluation")
-    parser.add_argument("--sheet", type=Path)
-    given = parser.parse_args()
-    for old in PARTS:
-        shutil.rmtree(given.folder / old, ignore_errors=True)
-    found = Sources(given.data)
-    make_real(found, given.folder)
-    used = {"schema": 1, "scenes": make_scenes(found, given.folder)}
-    (given.folder / "sources.json").write_text(json.dumps(used, indent=1) + "\n")
-    (given.folder / "SHA256SUMS").write_text(checksums(given.folder))
-    if given.sheet:
-        contact_sheet(given.folder, given.sheet)

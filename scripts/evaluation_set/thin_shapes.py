@@ -1,4 +1,4 @@
-"""Alpha masks of thin things: wires, nets, hoops, ladders, springs, webs, branches; for scripts/make_eval_set.py.
+"""Alpha masks of thin things: wires, nets, hoops, ladders, springs, webs, branches; for `scenes`.
 
 Every shape is drawn four times too large and averaged, so its edge is exact to 1/16 of a pixel's area. No part is as
 wide as a 16 px token. Lengths are pixels of the finished (size, size) mask.
