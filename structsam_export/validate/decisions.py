@@ -140,17 +140,14 @@ def readable(path: Path, plans: Mapping[str, type[Plan]], *, given: bool = False
     """
     import onnx
 
-    from structsam_export.files import disk_errors
+    from structsam_export.files import disk_errors, temporary
 
-    copy = path.with_name(f".{path.stem}.decisions.onnx")
     model = onnx.load(str(path), load_external_data=False)
     expose(model, plans, given)
-    try:
+    with temporary(path, ".onnx") as copy:
         with disk_errors(path.parent):
             onnx.save(model, str(copy))
         yield copy
-    finally:
-        copy.unlink(missing_ok=True)
 
 
 def expose(model: Any, plans: Mapping[str, type[Plan]], given: bool) -> None:
