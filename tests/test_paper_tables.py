@@ -22,7 +22,9 @@ from structsam_export.hosts import geometry_of
 from structsam_export.macs import graph_macs, paper_macs
 from structsam_export.methods import METHODS, make_method, method_class
 from structsam_export.methods.algm import ALGM
-from structsam_export.methods.mlp import make_mlp
+from structsam_export.methods.base import MergeMethod
+from structsam_export.methods.mlp import MergedMLP, ResidualConsistency, make_mlp
+from structsam_export.methods.sparsesam import SparseSAM
 from structsam_export.rewrite import apply_rules
 from structsam_export.roles import assign
 from structsam_export.schedule import resolve
@@ -370,19 +372,19 @@ def striping(geometry, method, layout):
 
 def beyond_paper(geometry, schedule):
     """All terms of one image."""
-    g, policy, total = geometry, getattr(schedule.mlp, "KIND", None), 0
+    g, total = geometry, 0
     all_keys = False  # those of every token, once, to rank cells by
     for i, method in schedule.blocks.items():
         layout = g.window_grid(i)
-        if method.KIND == "merge" and method.removed(layout):
-            total += merging(g, method, layout, policy == "plan")
-        if method.KIND == "keys":
+        if isinstance(method, MergeMethod) and method.removed(layout):
+            total += merging(g, method, layout, schedule.mlp == MergedMLP())
+        if isinstance(method, SparseSAM):
             total += striping(g, method, layout)
             all_keys |= method.needs_rank(layout)
-        # "grid": stock blocks on a smaller grid, and neighbours compared without a product
-    if policy == "rank":
+        # Cubist: stock blocks on a smaller grid, and neighbours compared without a product
+    if isinstance(schedule.mlp, ResidualConsistency):
         first = g.global_layers[0]
-        all_keys |= schedule.method.KIND != "merge" or not schedule.method.removed(g.window_grid(first))
+        all_keys |= not isinstance(schedule.method, MergeMethod) or not schedule.method.removed(g.window_grid(first))
         users = sum(1 for i in range(first + 1, g.depth) if g.windows[i])
         total += users * 5 * g.dim * (schedule.mlp.kept(g.grid) - g.tokens_global)  # norm2 is on the kept tokens only
     return total + (g.tokens_global * g.dim**2 if all_keys else 0)
@@ -390,13 +392,13 @@ def beyond_paper(geometry, schedule):
 
 def folded_later(geometry, schedule):
     """What rewriting adds: relative positions of stock attention join its product."""
-    roles, total = assign(geometry, schedule.blocks, schedule.mlp), 0
+    roles, total = schedule.roles, 0
     for i in range(geometry.depth):
         role = roles.get(i)
         layout = role.grid if role is not None else geometry.window_grid(i)
         calls = layout.windows
         if role is not None and role.attend is not None:
-            calls = role.attend.dense_windows(layout) if role.attend.KIND == "merge" else 0
+            calls = role.method.dense_windows(layout) if isinstance(role.method, MergeMethod) else 0
         total += one_hot(geometry, layout, calls, layout.tokens, layout.tokens)
     return total
 
