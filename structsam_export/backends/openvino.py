@@ -68,9 +68,11 @@ class OpenVINORunner(Runner):
         return {name: np.array(self._request.get_tensor(port).data) for port in model for name in [self._name(port)]}
 
     def _name(self, port: Any) -> str:
-        """The name of an output; where a tensor has several, the one that was asked for."""
+        """The name of an output: its tensor may have several, of which one was asked for or was the ONNX file's."""
         names = set(port.get_names())
-        return next((name for name in self.how.outputs if name in names), port.get_any_name())
+        asked = next((name for name in self.how.outputs if name in names), None)
+        written: str = port.get_node().get_friendly_name().removesuffix("/sink_port_0")
+        return asked or (written if written in names else port.get_any_name())
 
     def close(self) -> None:
         self._request = None
