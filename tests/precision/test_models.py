@@ -53,7 +53,7 @@ def test_policy_on_every_kind_of_merging(tiny):
     # Two down and two up in each of three blocks; the neck's two convolutions, one of its norms between.
     assert result.casts == 3 * 4 + 4
     assert result.offenders == ()
-    assert set(result.fp32) <= {"decision", "norm", "stem", "residual", "layout"}
+    assert set(result.fp32) <= {"decision", "norm", "stem", "residual", "movement"}
 
 
 def test_no_value_is_cast_there_and_back(tiny):
