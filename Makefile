@@ -1,10 +1,12 @@
-# make demo   the main job on the bundled model and photos     make test   lint, types, tests
+# make demo       the main job on the bundled model and photos
+# make test       lint, types, import contracts, tests and coverage
+# make test-all   every method x variant x MLP policy on the demo model, real model sizes (an hour on two cores)
 # make accuracy   every method on the bundled set (about ten minutes on two cores): docs/accuracy.md and its picture
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow accuracy clean
+.PHONY: demo test test-all accuracy clean
 
 demo: $(VENV)/.demo
 	$(BIN)/structsam-export --method structsam --rate 0.5 --backend tensorrt-rtx --target sm86,sm89 --force
@@ -13,10 +15,11 @@ test: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+	$(BIN)/lint-imports --no-cache
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --cov --cov-report=term:skip-covered --cov-fail-under=90
 
-test-slow: $(VENV)/.test
-	$(BIN)/pytest -m slow
+test-all: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m slow
 
 accuracy: $(VENV)/.demo
 	$(BIN)/structsam-export sweep --plot docs/images/accuracy.png --markdown docs/accuracy.md
@@ -28,8 +31,8 @@ $(VENV)/.demo: pyproject.toml
 
 $(VENV)/.test: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check -q -e '.[rtx,dev]'
+	$(BIN)/pip install --disable-pip-version-check -q -e '.[rtx,openvino,dev]'
 	touch $@ $(VENV)/.demo
 
 clean:
-	rm -rf $(VENV) engines/*/ .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) engines/*/ .pytest_cache .mypy_cache .ruff_cache .coverage*

@@ -7,12 +7,14 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from structsam_export.errors import ArtifactError, UsageError
+from structsam_export.backends import BACKENDS
+from structsam_export.errors import ArtifactError, UsageError, unknown_name
 from structsam_export.rewrite import FORMS
 
 SCHEMA = 1
 PRECISIONS = ("auto", "fp16", "fp32", "bf16")
-BACKENDS = ("auto", "tensorrt", "tensorrt-rtx", "none")
+# Forms that only some backends build (none: they are run as ONNX).
+BUILT_BY: dict[str, tuple[str, ...]] = {"ort-cpu": ()}
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,8 @@ class ExportConfig:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise UsageError(f"Precision '{self.precision}' is not available. Choose from: {', '.join(PRECISIONS)}.")
-        if self.backend not in BACKENDS:
-            raise UsageError(f"Unknown backend '{self.backend}'. Choose from: {', '.join(BACKENDS)}.")
+        if self.backend not in ("auto", "none", *BACKENDS):
+            raise unknown_name("backend", self.backend, ("auto", *BACKENDS, "none"))
         if self.batch < 1:
             raise UsageError(f"Batch {self.batch} is not a number of images. Pass --batch 1 or more.")
         if not 18 <= self.opset <= 23:
@@ -66,12 +68,21 @@ class ExportConfig:
             raise UsageError(
                 "TensorRT has kernels for Attention in FP16 and BF16 only. Pass --precision fp16 or --backend none."
             )
-        if self.form == "ort-cpu" and self.backend not in ("auto", "none"):
+        if self.backend not in ("auto", "none") and not self.buildable_by(self.backend):
             raise UsageError(
-                f"--form ort-cpu uses operators of ONNX Runtime, which {self.backend} has not. Pass another --form."
+                f"--form {self.form} uses operators of one runtime, which {self.backend} has not. Pass another --form."
             )
         if self.form == "ort-cpu" and self.precision not in ("auto", "fp32"):
             raise UsageError(f"--form ort-cpu computes in FP32. Pass --precision fp32, not {self.precision}.")
+
+    @property
+    def buildable(self) -> bool:
+        """Whether any backend builds graphs of this form; others are run as ONNX files."""
+        return BUILT_BY.get(self.form) != ()
+
+    def buildable_by(self, backend: str) -> bool:
+        """Whether a backend takes graphs of this form."""
+        return self.form not in BUILT_BY or backend == "onnxruntime" or backend in BUILT_BY[self.form]
 
     def folder_name(self, rate: float | str) -> str:
         """Default output folder: <model>-<method>-r<rate*100>-<precision>; other options only where they are given."""

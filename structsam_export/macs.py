@@ -12,20 +12,22 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from structsam_export.roles import WindowGroup, assign, blocks_of
+
 # A Scan counts what its body counts, each time it runs.
 COUNTED = ("MatMul", "Gemm", "Einsum", "Conv", "LayerNormalization", "Attention", "MultiHeadAttention", "Scan")
 
 if TYPE_CHECKING:
-    from structsam_export.methods import Method
-    from structsam_export.models.geometry import EncoderGeometry
-    from structsam_export.patch.roles import Role
+    from structsam_export.geometry import EncoderGeometry
+    from structsam_export.roles import Method, MLPPolicy, Role
+    from structsam_export.schedule import Schedule
 
 
 def paper_macs(
     geometry: EncoderGeometry,
     method: Method | Mapping[int, Method] | None = None,
     layers: Iterable[int] = (),
-    mlp: Any = None,
+    mlp: MLPPolicy | None = None,
 ) -> int:
     """MACs of one image through the encoder, as the papers count them.
 
@@ -35,42 +37,45 @@ def paper_macs(
         layers: blocks that are patched, not read with a mapping.
         mlp: MLP policy of `methods.mlp`, or None.
     """
-    from dataclasses import replace
-
-    from structsam_export.patch import blocks_of
-    from structsam_export.patch.roles import Role, Shared, assign
-
-    g = geometry
-    T, D = g.tokens_global, g.dim
-    stem = T * D * 3 * g.patch_size**2
-    neck = T * D * g.out_channels + 9 * T * g.out_channels**2
     blocks = blocks_of(method, layers) if method is not None else {}
-    roles = assign(g, blocks, mlp)
-    for i, m in blocks.items():
-        if m.KIND == "keys":  # theirs leaves out keys in windows as well, which have no role here
-            roles[i] = replace(roles.get(i) or Role(i, Shared(), g.layout(i), g.windows[i]), attend=m)
-    kept = next((r.keep.kept(r.layout.grid) for r in roles.values() if r.keep is not None), 0)
-    return stem + neck + sum(block_macs(g, i, roles.get(i), kept) for i in range(g.depth))
+    return encoder_macs(geometry, blocks, assign(geometry, blocks, mlp))
 
 
-def block_macs(geometry: EncoderGeometry, layer: int, role: Role | None = None, kept: int = 0) -> int:
-    """MACs of one block for one image; `kept` tokens go through an MLP that only some tokens get."""
-    g = geometry
-    layout = role.layout if role is not None else g.layout(layer)
-    attend = role.attend if role is not None else None
-    T, D, d = layout.grid[0] * layout.grid[1], g.dim, g.head_dim
-    N = layout.tokens
-    groups = attend.groups(layout) if attend is not None and attend.KIND == "merge" else [(layout.calls, N)]
+def scheduled_macs(geometry: EncoderGeometry, schedule: Schedule) -> int:
+    """As `paper_macs`, for what a configuration was resolved to on this encoder."""
+    return encoder_macs(geometry, schedule.blocks, schedule.roles)
+
+
+def encoder_macs(geometry: EncoderGeometry, blocks: Mapping[int, Method], roles: Mapping[int, Role]) -> int:
+    """As `paper_macs`, for the methods of all blocks and the roles assigned to them."""
+    g, T = geometry, geometry.tokens_global
+    stem = T * g.dim * 3 * g.patch_size**2
+    neck = T * g.dim * g.out_channels + 9 * T * g.out_channels**2
+    return stem + neck + sum(block_macs(g, i, blocks.get(i), roles.get(i)) for i in range(g.depth))
+
+
+def block_macs(geometry: EncoderGeometry, layer: int, method: Method | None = None, role: Role | None = None) -> int:
+    """MACs of one block for one image.
+
+    Args:
+        geometry: the encoder's sizes.
+        layer: number of the block.
+        method: the method asked for in this block, or None. Papers may count it even where the block stays stock.
+        role: what the block does differently, or None.
+    """
+    g, D, d = geometry, geometry.dim, geometry.head_dim
+    grid = g.window_grid(layer) if role is None else role.grid
+    N, T = grid.tokens, grid.real_tokens
+    groups = [WindowGroup(grid.windows, N, N)] if method is None else method.window_groups(grid)
     total = 0.0
-    for calls, n in groups:
-        keys = attend.paper_keys(layout) if attend is not None and attend.KIND == "keys" else n
-        total += calls * (3 * n * D * D + N * D * D)  # qkv on n tokens, proj on N
-        total += 2 * calls * g.heads * n * keys * d
-        total += calls * g.heads * n * sum(layout.side) * d  # relative positions
-    policy = role.mlp if role is not None else ""
-    rows = {"": T, "plan": sum(calls * n for calls, n in groups), "rank": kept}[policy]
+    for group in groups:
+        windows, n = group.windows, group.queries
+        total += windows * (3 * n * D * D + N * D * D)  # qkv on n tokens, proj on N
+        total += 2 * windows * g.heads * n * group.keys * d
+        total += windows * g.heads * n * sum(grid.window_shape) * d  # relative positions
+    rows = T if role is None or role.mlp is None else role.mlp.rows(grid, groups)
     total += 2 * rows * D * g.mlp_dim + 10 * T * D  # LayerNorm: 5 per element, two in a block
-    return round(total) + (attend.macs(layout, d) if attend is not None else 0)
+    return round(total) + (role.method.macs(grid, d) if role is not None and role.method is not None else 0)
 
 
 def graph_macs(path: Path) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from structsam_export.config import ExportConfig
@@ -11,24 +12,97 @@ from structsam_export.errors import UsageError
 from structsam_export.methods import Method, make_method, method_class, parameter
 from structsam_export.methods.mlp import make_mlp
 from structsam_export.methods.rates import parse_rate
-from structsam_export.patch import patched, resolve_layers
+from structsam_export.patch import apply_roles, remove_patch, resolve_layers
+from structsam_export.roles import Role, assign
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from torch import nn
 
-    from structsam_export.models.geometry import EncoderGeometry
+    from structsam_export.geometry import EncoderGeometry
+    from structsam_export.roles import MLPPolicy
+
+
+@dataclass(frozen=True)
+class Request:
+    """A configuration's method and MLP policy, checked as far as that goes without an encoder.
+
+    Args:
+        config: the configuration.
+        methods: the method at each rate asked for, with the layers it is for as text; None: `--layers`, or the
+            method's own.
+        mlp: policy of `methods.mlp`, or None.
+    """
+
+    config: ExportConfig
+    methods: tuple[tuple[Method, str | None], ...]
+    mlp: MLPPolicy | None
+
+    @classmethod
+    def of(cls, config: ExportConfig) -> Request:
+        """Read a configuration.
+
+        Raises:
+            UsageError: unknown names, rates or parameters out of range, or options that do not go together.
+        """
+        own = {key: parameter(method_class(config.method), key, value) for key, value in config.params}
+        options: dict[str, Any] = {
+            "variant": config.variant,
+            "compat": config.compat,
+            "prompt_aware": config.prompt_aware,
+        }
+        rates = parse_rate(config.rate)
+        groups = rates.groups or ((rates.everywhere, None),)
+        methods = tuple((make_method(config.method, rate, **options, **own), layers) for rate, layers in groups)
+        if rates.groups and config.layers is not None:
+            raise UsageError(f"--rate {config.rate} already names its layers. Leave --layers away.")
+        return cls(config, methods, make_mlp(config.mlp, config.mlp_density))
+
+    def blocks(self, geometry: EncoderGeometry) -> dict[int, Method]:
+        """The method of each block of an encoder.
+
+        Raises:
+            UsageError: layers the encoder does not have, or that are named twice.
+        """
+        blocks: dict[int, Method] = {}
+        for method, spec in self.methods:
+            if spec is None:
+                spec = self.config.layers
+            if spec is None:
+                spec = f"{method.first_layer(geometry.depth)}-{geometry.depth - 1}"
+            for layer in resolve_layers(spec, geometry.depth, geometry.global_layers):
+                if layer in blocks:
+                    raise UsageError(f"--rate {self.config.rate} names layer {layer} twice.")
+                blocks[layer] = method
+        return blocks
+
+    def resolve(self, geometry: EncoderGeometry) -> Schedule:
+        """The schedule on an encoder.
+
+        Raises:
+            UsageError: its blocks do not allow what is asked for.
+        """
+        blocks = self.blocks(geometry)
+        roles = assign(geometry, blocks, self.mlp)
+        return Schedule(blocks, self.methods[-1][0], self.mlp, self.config.prompt_aware, roles)
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """`blocks` maps blocks to methods (all of one class), `mlp` is a policy of `methods.mlp` or None."""
+    """What happens in each block of one encoder.
+
+    Args:
+        blocks: method of each block, all of one class.
+        method: the method, at the last rate named.
+        mlp: policy of `methods.mlp`, or None.
+        prompt_aware: the encoder also takes the prompt.
+        roles: what each block that changes does.
+    """
 
     blocks: dict[int, Method]
     method: Method
-    mlp: Any = None
+    mlp: MLPPolicy | None = None
     prompt_aware: bool = False
+    roles: dict[int, Role] = field(default_factory=dict)
 
     @property
     def rates(self) -> dict[int, float]:
@@ -44,8 +118,7 @@ class Schedule:
     @property
     def fp16_changes_decisions(self) -> bool:
         """Whether the method's decisions are known not to survive rounding to FP16."""
-        own: tuple[str, ...] = getattr(self.method, "FP32_VARIANTS", ())
-        return self.method.variant in own
+        return self.method.variant in self.method.FP32_VARIANTS
 
     def precision(self, asked: str, form: str) -> str:
         """The precision of the encoder: what was asked for, and of "auto" the lowest that passes parity."""
@@ -53,17 +126,14 @@ class Schedule:
             return asked
         return "fp32" if form == "ort-cpu" or self.fp16_changes_decisions else "fp16"
 
-    def patched(self, encoder: nn.Module) -> AbstractContextManager[nn.Module]:
-        """The encoder patched accordingly, for the length of a `with` block."""
-        return patched(encoder, self.blocks, mlp=self.mlp)
-
-
-def factory(config: ExportConfig) -> Callable[[float | None], Method]:
-    """The configured method at any rate."""
-    cls = method_class(config.method)
-    own = {key: parameter(cls, key, value) for key, value in config.params}
-    options: dict[str, Any] = {"variant": config.variant, "compat": config.compat, "prompt_aware": config.prompt_aware}
-    return lambda rate: make_method(config.method, rate, **options, **own)
+    @contextmanager
+    def patched(self, encoder: nn.Module) -> Iterator[nn.Module]:
+        """The encoder with these roles for the length of a `with` block; removed even after an exception."""
+        apply_roles(encoder, self.roles)
+        try:
+            yield encoder
+        finally:
+            remove_patch(encoder)
 
 
 def resolve(config: ExportConfig, geometry: EncoderGeometry) -> Schedule:
@@ -73,26 +143,4 @@ def resolve(config: ExportConfig, geometry: EncoderGeometry) -> Schedule:
         UsageError: unknown names, rates out of range, layers the encoder does not have or that are named twice, or
             options that do not go together.
     """
-    from structsam_export.patch.roles import assign
-
-    rates = parse_rate(config.rate)
-    make = factory(config)
-    blocks: dict[int, Method] = {}
-    if rates.groups:
-        if config.layers is not None:
-            raise UsageError(f"--rate {config.rate} already names its layers. Leave --layers away.")
-        for rate, spec in rates.groups:
-            method = make(rate)
-            for layer in resolve_layers(spec, geometry.depth, geometry.global_layers):
-                if layer in blocks:
-                    raise UsageError(f"--rate {config.rate} names layer {layer} twice.")
-                blocks[layer] = method
-    else:
-        method = make(rates.everywhere)
-        # A grid that shrinks stays small to the end: early blocks first see what there is.
-        first = geometry.depth // 4 if method.KIND == "grid" else 0
-        spec = f"{first}-{geometry.depth - 1}" if config.layers is None else config.layers
-        blocks = dict.fromkeys(resolve_layers(spec, geometry.depth, geometry.global_layers), method)
-    mlp = make_mlp(config.mlp, config.mlp_density)
-    assign(geometry, blocks, mlp)  # refuses what does not go together
-    return Schedule(blocks, method, mlp, config.prompt_aware)
+    return Request.of(config).resolve(geometry)

@@ -19,7 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from structsam_export.patch import host_of
+from structsam_export.hosts import encoder_of, host_of
+from structsam_export.patch import decisions_of, prompted, recording
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,7 +30,7 @@ OPSET = 18
 
 def decision_names(encoder: nn.Module) -> list[str]:
     """Tensor names of all decisions of a patched encoder, in order: "plan.3.pos", "grid.2.rows", ..."""
-    return [f"{name}.{part}" for name, parts in host_of(encoder).decisions_of(encoder) for part in parts]
+    return [f"{name}.{part}" for name, plan in decisions_of(encoder).items() for part in plan.PARTS]
 
 
 def encoder_with_decisions(encoder: nn.Module, history: list[Any] | None = None) -> nn.Module:
@@ -39,7 +40,7 @@ def encoder_with_decisions(encoder: nn.Module, history: list[Any] | None = None)
     """
     import torch
 
-    host, names = host_of(encoder), decision_names(encoder)
+    names = decision_names(encoder)
 
     class EncoderWithDecisions(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -47,7 +48,7 @@ def encoder_with_decisions(encoder: nn.Module, history: list[Any] | None = None)
             self.encoder = encoder
 
         def forward(self, image: torch.Tensor, boxes: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
-            with host.prompted(encoder, boxes), host.recording(encoder) as decisions:
+            with prompted(encoder, boxes), recording(encoder) as decisions:
                 embedding = self.encoder(image)
             if history is not None:
                 history.append(decisions)
@@ -55,53 +56,6 @@ def encoder_with_decisions(encoder: nn.Module, history: list[Any] | None = None)
             return embedding, *(tensors[name] for name in names)
 
     return EncoderWithDecisions().eval()
-
-
-def decoder_for_export(sam: Any) -> nn.Module:
-    """SAM's prompt encoder and mask decoder as one module with the tensor-only contract above.
-
-    `repeat_interleave` of SAM's decoder becomes OneHot, which TensorRT cannot build; a dynamic `expand` says the same.
-    """
-    import torch
-
-    class Decoder(torch.nn.Module):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.prompt, self.mask = sam.prompt_encoder, sam.mask_decoder
-            self.register_buffer("image_pe", sam.prompt_encoder.get_dense_pe(), persistent=False)
-
-        def sparse(self, coords: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-            height, width = self.prompt.input_image_size
-            place = (coords + 0.5) / torch.tensor([width, height], dtype=coords.dtype)
-            place = self.prompt.pe_layer._pe_encoding(place)
-            table = torch.cat([e.weight for e in (self.prompt.not_a_point_embed, *self.prompt.point_embeddings)])
-            kind = torch.nn.functional.embedding(labels + 1, table)
-            return torch.where((labels >= 0).unsqueeze(-1), place, torch.zeros_like(place)) + kind
-
-        def forward(
-            self,
-            image_embeddings: torch.Tensor,
-            point_coords: torch.Tensor,
-            point_labels: torch.Tensor,
-            mask_input: torch.Tensor,
-            has_mask_input: torch.Tensor,
-        ) -> tuple[torch.Tensor, torch.Tensor]:
-            m = self.mask
-            sparse = self.sparse(point_coords, point_labels)
-            empty = self.prompt.no_mask_embed.weight.reshape(1, -1, 1, 1)
-            dense = has_mask_input * self.prompt.mask_downscaling(mask_input) + (1 - has_mask_input) * empty
-            tokens = torch.cat([m.iou_token.weight, m.mask_tokens.weight]).unsqueeze(0)
-            tokens = torch.cat([tokens.expand(sparse.shape[0], -1, -1), sparse], 1)
-            src = image_embeddings + dense
-            hs, src = m.transformer(src, self.image_pe.expand(sparse.shape[0], -1, -1, -1), tokens)
-            count = m.num_mask_tokens
-            h, w = image_embeddings.shape[-2:]
-            up = m.output_upscaling(src.transpose(1, 2).reshape(-1, image_embeddings.shape[1], h, w))
-            hyper = torch.stack([m.output_hypernetworks_mlps[i](hs[:, 1 + i]) for i in range(count)], 1)
-            masks = (hyper @ up.flatten(2)).reshape(-1, count, 4 * h, 4 * w)
-            return masks, m.iou_prediction_head(hs[:, 0])
-
-    return Decoder().eval()
 
 
 def trace_encoder(
@@ -119,31 +73,19 @@ def trace_encoder(
     """
     import torch
 
-    inputs = {"image": torch.zeros(batch, 3, image_size, image_size)}
+    host = host_of(encoder)
+    inputs = {host.ENCODER_INPUT: torch.zeros(batch, 3, image_size, image_size)}
     if boxes:
         inputs["boxes"] = torch.tensor([[0.0, 0.0, 1.0, 1.0]]).repeat(batch, 1) * (image_size / 2)
-    outputs = ["image_embeddings", *decision_names(encoder)]
+    outputs = [*host.ENCODER_OUTPUTS, *decision_names(encoder)]
     _export(encoder_with_decisions(encoder), tuple(inputs.values()), list(inputs), outputs, None, opset, path)
 
 
 def trace_decoder(sam: Any, path: Path, *, opset: int = OPSET) -> None:
-    """Export prompt encoder and mask decoder to ONNX at `path`; prompts P and points K stay dynamic."""
-    import torch
-
-    h, w = sam.prompt_encoder.image_embedding_size
-    P, K = torch.export.Dim("P", min=1, max=1024), torch.export.Dim("K", min=1, max=256)
-    # Not 1: the exporter would take a size of one for a constant.
-    inputs = {
-        "image_embeddings": (torch.zeros(1, sam.prompt_encoder.embed_dim, h, w), None),
-        "point_coords": (torch.zeros(3, 2, 2), {0: P, 1: K}),
-        "point_labels": (torch.ones(3, 2, dtype=torch.int64), {0: P, 1: K}),
-        "mask_input": (torch.zeros(3, 1, 4 * h, 4 * w), {0: P}),
-        "has_mask_input": (torch.zeros(1), None),
-    }
-    shapes = {name: dynamic for name, (_, dynamic) in inputs.items()}
-    values = tuple(value for value, _ in inputs.values())
-    outputs = ["low_res_masks", "iou_predictions"]
-    _export(decoder_for_export(sam), values, list(inputs), outputs, shapes, opset, path)
+    """Export prompt encoder and mask decoder of a model to ONNX at `path`; prompts P and points K stay dynamic."""
+    decoder = host_of(encoder_of(sam)).decoder_for_export(sam)
+    inputs, names = tuple(decoder.inputs.values()), list(decoder.inputs)
+    _export(decoder.module, inputs, names, list(decoder.outputs), dict(decoder.dynamic_shapes), opset, path)
 
 
 def _export(

@@ -9,8 +9,8 @@ import onnx
 from graphs import FLOAT, node, traced
 from onnx import helper, numpy_helper
 
-from structsam_export.artifact import Manifest
 from structsam_export.config import ExportConfig
+from structsam_export.folder import ExportFolder, Manifest
 
 MiB = 2**20
 
@@ -59,11 +59,11 @@ def outer_product(rows, columns, name="image"):
 def folder_of(path, model, /, sha256="0" * 64, files=("encoder.raw.onnx", "encoder.onnx"), **config):
     """An output folder with a manifest and nothing but `files`, all the same graph."""
     path.mkdir(parents=True, exist_ok=True)
-    manifest = Manifest(ExportConfig(**config), {"sha256": sha256}, {})
+    folder = ExportFolder(path, Manifest(ExportConfig(**config), {"sha256": sha256}, {}))
     for name in files:
         save(model, path / name)
-        manifest.add(path, name)
-    manifest.write(path)
+        folder.add(name)
+    folder.write()
     return path
 
 

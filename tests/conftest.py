@@ -6,7 +6,9 @@ import sys
 from functools import partial
 
 import pytest
+import shared_traces
 import torch
+from tiny_model import save as save_tiny
 
 
 def tiny_encoder(image=(80, 80), window=4, depth=3, heads=2, dim=16, patch=16, global_layers=(1,)):
@@ -32,6 +34,23 @@ def tiny_encoder(image=(80, 80), window=4, depth=3, heads=2, dim=16, patch=16, g
         if "pos" in name:
             torch.nn.init.normal_(p, std=0.5)
     return encoder.eval().requires_grad_(False)
+
+
+@pytest.fixture(autouse=True)
+def traces_are_shared(monkeypatch):
+    """Exports of this test take their traces from the cache of the whole run."""
+    monkeypatch.setattr("structsam_export.pipeline.trace_stage", shared_traces.trace_stage)
+
+
+@pytest.fixture
+def tiny_model(monkeypatch, tmp_path_factory):
+    """Registers the model "tiny" for `--model`; path of its weights."""
+    from structsam_export import models
+
+    monkeypatch.setitem(models.ARCHITECTURES, "tiny", "tiny_model:build")
+    monkeypatch.setitem(models.MODELS, "tiny", models.ModelSpec("tiny", "tiny SAM", "tiny", "sam"))
+    path = tmp_path_factory.getbasetemp() / "tiny.pth"
+    return path if path.exists() else save_tiny(path)
 
 
 @pytest.fixture

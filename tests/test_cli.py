@@ -77,9 +77,18 @@ def test_doctor_names_every_backend(command):
     code, out, _ = command("doctor", "--json")
     facts = json.loads(out)
     assert code == 0
-    assert set(facts["backends"]) == {"tensorrt", "tensorrt-rtx"}
+    assert set(facts["backends"]) == {"tensorrt", "tensorrt-rtx", "openvino", "onnxruntime"}
+    assert facts["cpu"] and facts["cores"] > 0
     for row in facts["backends"].values():
         assert row["installed"] or "pip install" in row["to_do"]
+    assert "f32" in facts["backends"]["openvino"]["can"]
+
+
+def test_doctor_warns_of_two_onnx_runtimes(command, monkeypatch):
+    found = {"onnxruntime": "1.0", "onnxruntime-gpu": "1.0"}
+    monkeypatch.setattr("structsam_export.doctor.versions", lambda: found)
+    code, out, _ = command("doctor")
+    assert code == 0 and "Problem: onnxruntime and onnxruntime-gpu are both installed" in " ".join(out.split())
 
 
 @pytest.mark.parametrize(
@@ -122,7 +131,7 @@ def test_bad_requests(command, tmp_path, monkeypatch, arguments, code, message):
 
 
 def test_backend_that_is_not_installed(command, tmp_path, monkeypatch):
-    monkeypatch.setattr("structsam_export.build.installed", lambda backend: False)
+    monkeypatch.setattr("structsam_export.backends.base.Backend.installed", lambda self: False)
     status, _, err = command("--backend", "tensorrt", "--output", tmp_path / "out")
     assert status == 4
     assert "pip install" in err
@@ -131,13 +140,10 @@ def test_backend_that_is_not_installed(command, tmp_path, monkeypatch):
 def test_a_graph_for_onnx_runtime_is_not_built(command, tmp_path, monkeypatch):
     """Whatever is installed; and nothing is asked of it."""
     folder = folder_of(tmp_path / "mine", outer_product(4, 4), precision="fp32", form="ort-cpu")
-    monkeypatch.setattr("structsam_export.build.choose_backend", lambda requested: "tensorrt-rtx")
-    monkeypatch.setattr("structsam_export.build.resolve_targets", lambda spec, backend: ("sm86",))
-    monkeypatch.setattr("structsam_export.build.build_engine", lambda *_: pytest.fail("an engine was built"))
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
-    status, out, err = command("build", folder)
+    status, out, err = command("build", folder, "--backend", "tensorrt-rtx")
     assert (status, out) == (2, "")
-    assert "written for ONNX Runtime on a CPU. Export without --form ort-cpu" in " ".join(err.split())
+    assert "which tensorrt-rtx does not build. Export without --form ort-cpu" in " ".join(err.split())
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
 
@@ -198,7 +204,7 @@ def test_output_below_a_file_cannot_be_written(command, tmp_path):
 
 def test_too_little_space_is_noticed_before_the_work(command, tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 1_000_000})()
-    monkeypatch.setattr("structsam_export.artifact.shutil.disk_usage", lambda place: usage)
+    monkeypatch.setattr("structsam_export.files.shutil.disk_usage", lambda place: usage)
     status, _, err = command("--output", tmp_path / "out", "--backend", "none")
     assert status == 4
     assert "GB free" in err

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from structsam_export.config import ExportConfig
+from structsam_export.metrics import iou
 from structsam_export.models import load_model
+from structsam_export.runtime.photos import bundled_photos
 from structsam_export.schedule import resolve
-from structsam_export.validate.metrics import iou
-from structsam_export.validate.photos import bundled_photos
 from structsam_export.validate.stages import eager_reference
 
 

@@ -1,4 +1,4 @@
-"""scripts/gpu_suite.py as far as it goes without a GPU: the dry run, steps that fail, budgets, wheels, the report."""
+"""scripts/gpu_suite as far as it goes without a GPU: the dry run, steps that fail, budgets, wheels, the report."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def statuses(report: dict) -> dict[str, str]:
 def dry(tmp_path_factory):
     """One dry run of the command itself, one method."""
     output = tmp_path_factory.mktemp("gpu") / "out"
-    command = [sys.executable, str(SCRIPTS / "gpu_suite.py"), "--dry-run", "--methods", "structsam,tome"]
+    command = [sys.executable, str(SCRIPTS / "gpu_suite"), "--dry-run", "--methods", "structsam,tome"]
     done = subprocess.run([*command, "--output", str(output)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads((output / "gpu_suite.json").read_text()), (output / "gpu_suite.md").read_text()

@@ -13,13 +13,14 @@ import torch
 from conftest import tiny_encoder
 from graphs import graph_of, node, traced
 
+from structsam_export.geometry import EncoderGeometry
+from structsam_export.hosts import geometry_of
 from structsam_export.macs import block_macs, graph_macs, node_macs, paper_macs
 from structsam_export.methods import make_method
 from structsam_export.methods.base import MergeMethod
-from structsam_export.methods.tokens import Layout
-from structsam_export.models.geometry import EncoderGeometry, from_encoder
-from structsam_export.patch.roles import assign
 from structsam_export.rewrite import apply_rules
+from structsam_export.roles import assign
+from structsam_export.tokens import WindowGrid
 
 
 def vit(dim, depth, heads, global_layers):
@@ -59,8 +60,8 @@ def rewritten_norms(geometry):
 
 def saved_by_proj(geometry, method, layers):
     """What running proj on the kept tokens saves; the papers run it on all."""
-    calls = [geometry.layout(i) for i in layers]
-    return sum(c.windows[0] * c.windows[1] * method.removed(c) for c in calls) * geometry.dim**2
+    calls = [geometry.window_grid(i) for i in layers]
+    return sum(c.window_counts[0] * c.window_counts[1] * method.removed(c) for c in calls) * geometry.dim**2
 
 
 @pytest.mark.parametrize(
@@ -149,7 +150,7 @@ def test_a_block_with_pads_computes_all_its_windows():
 
 def test_only_the_merged_layers_count_as_merged():
     method = Cells(0.5)
-    saved = block_macs(B, 2) - block_macs(B, 2, assign(B, {2: method})[2])
+    saved = block_macs(B, 2) - block_macs(B, 2, method, assign(B, {2: method})[2])
     assert saved > 0
     assert paper_macs(B) - paper_macs(B, method, [2]) == saved
     assert paper_macs(B) - paper_macs(B, method, [2, 2]) == saved
@@ -160,13 +161,13 @@ def test_a_method_that_removes_nothing_costs_nothing():
 
 
 def test_the_layout_of_a_block():
-    assert (B.layout(0), B.layout(2)) == (Layout((64, 64), 14), Layout((64, 64)))
+    assert (B.window_grid(0), B.window_grid(2)) == (WindowGrid((64, 64), 14), WindowGrid((64, 64)))
 
 
 @pytest.fixture(scope="module")
 def tiny():
     encoder = tiny_encoder(image=(96, 96))
-    return encoder, from_encoder(encoder)
+    return encoder, geometry_of(encoder)
 
 
 def test_closed_form_is_what_fvcore_counts(tiny):
@@ -197,9 +198,9 @@ def folded_bias(geometry, method, layers):
     """What scores with positions in the product cost more: h + w channels for every pair of tokens."""
     total = 0
     for i in layers:
-        layout = geometry.layout(i)
+        layout = geometry.window_grid(i)
         n = layout.tokens - (method.removed(layout) if method is not None else 0)
-        total += layout.windows[0] * layout.windows[1] * geometry.heads * n * n * sum(layout.side)
+        total += layout.window_counts[0] * layout.window_counts[1] * geometry.heads * n * n * sum(layout.window_shape)
     return total
 
 
@@ -225,8 +226,8 @@ def test_the_merged_graph_is_the_closed_form_with_proj_on_kept_tokens(tmp_path, 
     expected = paper_macs(geometry, method, layers) - saved_by_proj(geometry, method, layers)
     expected += folded_bias(geometry, method, layers)
     if variant == "bsm":
-        for layout in (geometry.layout(i) for i in layers):
-            pairs = 3 * (method.removed(layout) // 3) ** 2 * layout.calls
+        for layout in (geometry.window_grid(i) for i in layers):
+            pairs = 3 * (method.removed(layout) // 3) ** 2 * layout.windows
             expected += pairs * (geometry.dim + layout.has_pads)
     assert graph_macs(saved(tmp_path / "raw.onnx", model)) == images * expected
     expected += folded_bias(geometry, None, [2]) + rewritten_norms(geometry)

@@ -17,13 +17,14 @@ import torch
 from conftest import tiny_encoder
 
 from structsam_export.config import ExportConfig
+from structsam_export.geometry import GEOMETRIES
+from structsam_export.hosts import geometry_of
 from structsam_export.macs import graph_macs, paper_macs
 from structsam_export.methods import METHODS, make_method, method_class
 from structsam_export.methods.algm import ALGM
 from structsam_export.methods.mlp import make_mlp
-from structsam_export.models.geometry import GEOMETRIES, from_encoder
-from structsam_export.patch.roles import assign
 from structsam_export.rewrite import apply_rules
+from structsam_export.roles import assign
 from structsam_export.schedule import resolve
 from structsam_export.trace import trace_encoder
 
@@ -97,36 +98,36 @@ def test_the_merge_block_alone():
         make_method("gradtome", 0.5, "alternate", gradient="central"),
         make_method("gradtome", 0.5, "alternate", gradient="sobel"),
     ]
-    assert [giga(m.macs(B.layout(2), B.head_dim), 4) for m in chosen] == ["1.0737", "0.2684", "0.2732"]
-    assert [giga(m.macs(B.layout(0), B.head_dim), 4) for m in chosen] == ["0.0615", "0.0154", "0.0210"]
+    assert [giga(m.macs(B.window_grid(2), B.head_dim), 4) for m in chosen] == ["1.0737", "0.2684", "0.2732"]
+    assert [giga(m.macs(B.window_grid(0), B.head_dim), 4) for m in chosen] == ["0.0615", "0.0154", "0.0210"]
 
 
 def test_features_of_all_heads():
     """Thesis, table 4.3: heads side by side instead of their mean, PiToMe in the last five blocks."""
     method, layers = make_method("pitome", 0.5), LAYERS["last5"]
-    added = sum(method.macs(B.layout(i), B.dim) - method.macs(B.layout(i), B.head_dim) for i in layers)
+    added = sum(method.macs(B.window_grid(i), B.dim) - method.macs(B.window_grid(i), B.head_dim) for i in layers)
     assert giga(paper_macs(B, method, layers) + added) == "451.61"
 
 
 def norms(geometry, layouts):
     """LayerNorm, 5 per element, two in a block."""
-    return sum(10 * layout.grid[0] * layout.grid[1] * geometry.dim for layout in layouts)
+    return sum(10 * layout.shape[0] * layout.shape[1] * geometry.dim for layout in layouts)
 
 
 def positions(geometry, layouts):
     """Relative positions: each query times its rows of both tables."""
-    return sum(layout.calls * layout.tokens * sum(layout.side) * geometry.dim for layout in layouts)
+    return sum(layout.windows * layout.tokens * sum(layout.window_shape) * geometry.dim for layout in layouts)
 
 
 def attention(geometry, layouts):
     """Scores and weighted sums."""
-    return sum(2 * layout.calls * layout.tokens**2 * geometry.dim for layout in layouts)
+    return sum(2 * layout.windows * layout.tokens**2 * geometry.dim for layout in layouts)
 
 
 def parts(geometry):
     """The dense encoder in parts: MLP, qkv, proj, attention of global blocks and of windows, stem with neck."""
-    layouts = [geometry.layout(i) for i in range(geometry.depth)]
-    proj = sum(layout.calls * layout.tokens for layout in layouts) * geometry.dim**2
+    layouts = [geometry.window_grid(i) for i in range(geometry.depth)]
+    proj = sum(layout.windows * layout.tokens for layout in layouts) * geometry.dim**2
     return {
         "mlp": paper_macs(geometry) - paper_macs(replace(geometry, mlp_dim=0)),
         "qkv": 3 * proj,
@@ -170,7 +171,7 @@ def test_the_parts_without_norms_and_positions(name):
 def spare_macs(geometry, blocks=None, mlp=None):
     """`paper_macs` without LayerNorm and relative positions, each on the grid that its block runs on."""
     roles = assign(geometry, blocks or {}, mlp)
-    layouts = [roles[i].layout if i in roles else geometry.layout(i) for i in range(geometry.depth)]
+    layouts = [roles[i].grid if i in roles else geometry.window_grid(i) for i in range(geometry.depth)]
     return paper_macs(geometry, blocks or {}, mlp=mlp) - norms(geometry, layouts) - positions(geometry, layouts)
 
 
@@ -194,7 +195,7 @@ class RoundedUp(ALGM):
 )
 def test_reductions_in_some_blocks(geometry, layers, published):
     """Merged cells at rate 0.5, counted as the reductions in all blocks of test_macs: K rounded up, no LayerNorm."""
-    uncounted = norms(geometry, [geometry.layout(i) for i in range(geometry.depth)])
+    uncounted = norms(geometry, [geometry.window_grid(i) for i in range(geometry.depth)])
     merged, dense = (paper_macs(geometry, RoundedUp(0.5), chosen) - uncounted for chosen in (layers, ()))
     assert f"{100 * (merged / dense - 1):.1f}" == published
 
@@ -229,7 +230,7 @@ def test_gains_of_cubist_merge(model, first):
     for variant, side in GRIDS:
         method = make_method("cubist", 1 - side**2 / 4096, variant)
         blocks = dict.fromkeys(range(first, geometry.depth), method)
-        assert {role.layout.grid for role in assign(geometry, blocks).values()} == {(side, side)}
+        assert {role.grid.shape for role in assign(geometry, blocks).values()} == {(side, side)}
         spare.append(gain(spare_macs(geometry), spare_macs(geometry, blocks)))
         counted.append(f"{paper_macs(geometry) / paper_macs(geometry, blocks):.2f}")
     assert spare == CUBIST[model, first].split()
@@ -282,7 +283,7 @@ def test_no_query_visits_more_keys_than_there_are(variant, side):
     """Grids of less than one block of 64 keys."""
     small = replace(B, grid=(side, side))
     assert paper_macs(small, make_method("sparsesam", 0.5, variant), range(12)) <= paper_macs(small)
-    assert make_method("sparsesam", 0.5, variant).paper_keys(small.layout(2)) <= side**2
+    assert make_method("sparsesam", 0.5, variant).paper_keys(small.window_grid(2)) <= side**2
 
 
 # By which terms a traced graph differs from `paper_macs`.
@@ -302,37 +303,41 @@ def matched(method, layout):
 
 def proj(geometry, method, layout):
     """What proj on the kept tokens saves; the papers run it on all."""
-    calls, n = method.groups(layout)[-1]  # those that merge
-    return calls * (layout.tokens - n) * geometry.dim**2
+    group = method.window_groups(layout)[-1]  # those that merge
+    return group.windows * (layout.tokens - group.queries) * geometry.dim**2
 
 
 def means(geometry, method, layout):
     """Means of ragged groups as a one-hot product, destinations x sources x D; cells are stacked instead."""
     if method.NAME == "vidtome":
         return 0  # destinations stay as they are
-    return layout.calls * matched(method, layout)[1] * method.removed(layout) * geometry.dim
+    return layout.windows * matched(method, layout)[1] * method.removed(layout) * geometry.dim
 
 
 def one_hot(geometry, layout, calls, queries, keys):
     """Relative positions inside the product of queries and keys: as many channels as rows and columns."""
-    return calls * geometry.heads * queries * keys * sum(layout.side)
+    return calls * geometry.heads * queries * keys * sum(layout.window_shape)
 
 
 def test_the_terms_as_estimated_before():
     """The design's figures for one-hot products and for proj on kept tokens in ViT-B, GMACs."""
     tome, cells = make_method("tome", 0.5), make_method("tomesd", 0.7)
-    last5 = [B.layout(i) for i in LAYERS["last5"]]
-    assert [giga(means(B, tome, B.layout(i))) for i in (2, 0)] == ["3.22", "0.18"]
+    last5 = [B.window_grid(i) for i in LAYERS["last5"]]
+    assert [giga(means(B, tome, B.window_grid(i))) for i in (2, 0)] == ["3.22", "0.18"]
     assert [giga(sum(means(B, m, layout) for layout in last5), 1) for m in (tome, cells)] == ["7.0", "4.9"]
-    saved = [sum(proj(B, tome, B.layout(i)) for i in layers) for layers in LAYERS.values()]
+    saved = [sum(proj(B, tome, B.window_grid(i)) for i in layers) for layers in LAYERS.values()]
     assert [giga(x) for x in saved[:2]] == ["6.75", "4.83"]
-    assert [giga(x, 1) for x in (saved[2], sum(proj(B, cells, B.layout(i)) for i in range(12)))] == ["16.4", "22.9"]
+    assert [giga(x, 1) for x in (saved[2], sum(proj(B, cells, B.window_grid(i)) for i in range(12)))] == [
+        "16.4",
+        "22.9",
+    ]
 
 
 def merging(geometry, method, layout, mlp):
     """A block that merges around attention; `mlp` if its MLP runs on the merged tokens."""
     g, d, T = geometry, geometry.head_dim, geometry.tokens_global
-    calls, n = method.groups(layout)[-1]
+    group = method.window_groups(layout)[-1]
+    calls, n = group.windows, group.queries
     total = one_hot(g, layout, calls, n, n) - proj(g, method, layout)
     sources, destinations = matched(method, layout)
     pads = 1 if layout.has_pads and not method.compat else 0  # one more channel keeps pads among themselves
@@ -351,12 +356,12 @@ def striping(geometry, method, layout):
     g, d, N = geometry, geometry.head_dim, layout.tokens
     if layout.window:  # dense here, in whole blocks of 64 keys there
         theirs = min(64 * (floor(ceil(N / 64) * (1 - method.rate)) + 1), N)
-        return 2 * layout.calls * g.heads * N * (N - theirs) * d
+        return 2 * layout.windows * g.heads * N * (N - theirs) * d
     stripe = 64 * floor(N / 64 * (1 - method.rate)) if N % 64 == 0 else floor(N * (1 - method.rate))
     if method.variant == "stripe":
         own, unseen = 0, N - stripe  # rows of k and v that are never computed
     else:
-        own, unseen = next(t**2 // 4 for t in (16, 8, 4, 2) if layout.grid[0] % t == 0), 0
+        own, unseen = next(t**2 // 4 for t in (16, 8, 4, 2) if layout.shape[0] % t == 0), 0
     # Theirs visits a block of 64 besides, unless it is in the stripe; ours a tile, those in the stripe masked.
     difference = N * (stripe + own) - (N * stripe + 64 * (N - stripe))
     total = 2 * g.heads * difference * d + one_hot(g, layout, 1, N, stripe + own)
@@ -368,7 +373,7 @@ def beyond_paper(geometry, schedule):
     g, policy, total = geometry, getattr(schedule.mlp, "KIND", None), 0
     all_keys = False  # those of every token, once, to rank cells by
     for i, method in schedule.blocks.items():
-        layout = g.layout(i)
+        layout = g.window_grid(i)
         if method.KIND == "merge" and method.removed(layout):
             total += merging(g, method, layout, policy == "plan")
         if method.KIND == "keys":
@@ -377,7 +382,7 @@ def beyond_paper(geometry, schedule):
         # "grid": stock blocks on a smaller grid, and neighbours compared without a product
     if policy == "rank":
         first = g.global_layers[0]
-        all_keys |= schedule.method.KIND != "merge" or not schedule.method.removed(g.layout(first))
+        all_keys |= schedule.method.KIND != "merge" or not schedule.method.removed(g.window_grid(first))
         users = sum(1 for i in range(first + 1, g.depth) if g.windows[i])
         total += users * 5 * g.dim * (schedule.mlp.kept(g.grid) - g.tokens_global)  # norm2 is on the kept tokens only
     return total + (g.tokens_global * g.dim**2 if all_keys else 0)
@@ -388,10 +393,10 @@ def folded_later(geometry, schedule):
     roles, total = assign(geometry, schedule.blocks, schedule.mlp), 0
     for i in range(geometry.depth):
         role = roles.get(i)
-        layout = role.layout if role is not None else geometry.layout(i)
-        calls = layout.calls
+        layout = role.grid if role is not None else geometry.window_grid(i)
+        calls = layout.windows
         if role is not None and role.attend is not None:
-            calls = role.attend.dense_calls(layout) if role.attend.KIND == "merge" else 0
+            calls = role.attend.dense_windows(layout) if role.attend.KIND == "merge" else 0
         total += one_hot(geometry, layout, calls, layout.tokens, layout.tokens)
     return total
 
@@ -428,7 +433,7 @@ def test_the_graph_is_the_closed_form(tmp_path, config):
     """Traced with a global block first, then a windowed one; and once more after rewriting."""
     image, window = SIZES.get(config.variant, SIZE)
     encoder = tiny_encoder(image=(image, image), window=window, depth=2, global_layers=(0,))
-    geometry = from_encoder(encoder)
+    geometry = geometry_of(encoder)
     schedule = resolve(config, geometry)
     traced, rewritten = tmp_path / "traced.onnx", tmp_path / "rewritten.onnx"
     with schedule.patched(encoder):
@@ -448,7 +453,7 @@ def test_fvcore_counts_the_patched_module_so_too():
 
     logging.getLogger("fvcore").setLevel(logging.ERROR)
     encoder = tiny_encoder(image=(96, 96))
-    geometry = from_encoder(encoder)
+    geometry = geometry_of(encoder)
     schedule = resolve(ExportConfig(method="structsam", rate=0.5), geometry)
     with schedule.patched(encoder):
         counted = FlopCountAnalysis(encoder, torch.zeros(1, 3, 96, 96)).unsupported_ops_warnings(False)

@@ -13,7 +13,7 @@ import onnx
 import pytest
 import torch
 
-from structsam_export.validate.photos import bundled_photos
+from structsam_export.runtime.photos import bundled_photos
 
 # Closed form and fvcore agree on the dense encoder (baselines of the token-merging papers).
 DENSE = {"vit_b": 486_416_154_624, "vit_l": 1_493_846_786_048, "vit_h": 2_982_219_137_024, "medsam": 486_416_154_624}

@@ -10,7 +10,8 @@ from PIL import Image
 from structsam_export.errors import ImageError
 from structsam_export.models.demo import build_demo
 from structsam_export.runtime.images import masks_from_logits, prepare, read_image
-from structsam_export.validate.photos import Prompt, bundled_photos, prompt_arrays, user_photos
+from structsam_export.runtime.photos import bundled_photos, user_photos
+from structsam_export.runtime.prompts import Prompt, prompt_arrays
 
 
 @pytest.fixture(scope="module")

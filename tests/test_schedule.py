@@ -9,10 +9,11 @@ import pytest
 
 from structsam_export.config import ExportConfig
 from structsam_export.errors import ArtifactError, UsageError
+from structsam_export.geometry import GEOMETRIES, EncoderGeometry
 from structsam_export.methods import METHODS, make_method, method_class
+from structsam_export.methods.base import MergeMethod
 from structsam_export.methods.mlp import MergedMLP, ResidualConsistency, make_mlp
 from structsam_export.methods.rates import Rates, parse_rate
-from structsam_export.models.geometry import GEOMETRIES, EncoderGeometry
 from structsam_export.pipeline import Job, check_names
 from structsam_export.schedule import resolve
 
@@ -216,7 +217,7 @@ def test_a_density_with_a_policy_that_has_none(mlp, density):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_merged_mlp_needs_a_method_that_merges(method):
-    if method_class(method).KIND == "merge":
+    if issubclass(method_class(method), MergeMethod):
         assert schedule(method=method, mlp="merge").mlp == MergedMLP()
     else:
         assert "--mlp merge needs a method that merges tokens" in refused(method=method, mlp="merge")
@@ -224,7 +225,11 @@ def test_the_merged_mlp_needs_a_method_that_merges(method):
 
 def test_the_dense_model_keys_and_grids_merge_no_tokens():
     """The three that the test above expects to be refused."""
-    assert {name for name in METHODS if method_class(name).KIND != "merge"} == {"none", "sparsesam", "cubist"}
+    assert {name for name in METHODS if not issubclass(method_class(name), MergeMethod)} == {
+        "none",
+        "sparsesam",
+        "cubist",
+    }
 
 
 @pytest.mark.parametrize("method", ["none", "structsam", "tome"])

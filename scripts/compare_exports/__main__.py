@@ -2,9 +2,9 @@
 
     python scripts/compare_exports BEFORE AFTER [--jobs 2]
 
-BEFORE and AFTER are checkouts of this repository, or JSON files that an earlier run wrote beside them with --save. Each
-case is traced and rewritten through the public command (demo model, FP16, opset 18), which leaves the traced, the
-rewritten FP32 and the FP16 encoder and both decoders. Prints the cases that differ; the exit code is 3 if there are any.
+BEFORE and AFTER are checkouts of this repository, or JSON files that an earlier run wrote with --save. Each case is
+traced and rewritten through the public command (demo model, FP16, opset 18), which leaves the traced, the rewritten
+FP32 and the FP16 encoder and both decoders. Prints the cases that differ; the exit code is 3 if there are any.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def conditions() -> dict[str, Any]:
     import torch
 
     import structsam_export
-    from structsam_export.benchmark import cpu_name
+    from gpu_suite.package import cpu_name
 
     found: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),

@@ -23,8 +23,7 @@ def probe(options: dict[str, Any], backend: str) -> dict[str, Any]:
     import onnx
     from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
 
-    from structsam_export.build import build_engine, known_targets
-    from structsam_export.validate.runners import engine_runner, run
+    from gpu_suite.package import build_engine, engine_runner, known_targets, run
 
     given = Options.from_dict(options)
     folder = folder_of(given, "probe", backend)
@@ -75,8 +74,7 @@ def target(options: Options) -> str:
 
 def build(options: dict[str, Any], model: str, method: str, form: str, precision: str, backend: str) -> dict[str, Any]:
     """Build the engine of one ONNX file."""
-    from structsam_export.artifact import atomic
-    from structsam_export.build import build_engine
+    from gpu_suite.package import atomic, build_engine
 
     given = Options.from_dict(options)
     folder = folder_of(given, model, method)
@@ -97,7 +95,7 @@ def record_of(folder: Path, form: str, precision: str, backend: str) -> Path:
 
 def built(folder: Path, form: str, precision: str, backend: str) -> Path:
     """The engine file of `build`; engines are code, so one with another hash is refused."""
-    from structsam_export.artifact import sha256_of
+    from gpu_suite.package import sha256_of
 
     record = json.loads(record_of(folder, form, precision, backend).read_text())
     path: Path = folder / record["file"]
@@ -133,7 +131,7 @@ def package_runner(
     options: dict[str, Any], model: str, method: str, form: str, precision: str, backend: str, cuda_graph: bool
 ) -> dict[str, Any]:
     """Run an engine as the package itself does, through polygraphy; a step of its own, as it can fail on its own."""
-    from structsam_export.validate.runners import engine_runner, run
+    from gpu_suite.package import engine_runner, run
 
     given = Options.from_dict(options)
     path = built(folder_of(given, model, method), form, precision, backend)
@@ -150,7 +148,7 @@ def session(path: Path, backend: str, cuda_graph: bool) -> tuple[Callable[[Tenso
     """
     import torch
 
-    from structsam_export.build import MODULES
+    from gpu_suite.package import MODULES
 
     trt = __import__(MODULES[backend])
     runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
@@ -229,7 +227,7 @@ def onnxruntime(options: dict[str, Any], model: str, method: str, form: str, pre
 
 def on_cpu(active: Any, image: Any, runs: int = 2) -> dict[str, Any]:
     """Latency of a session on the CPU; one warm-up."""
-    from structsam_export.benchmark.timing import interleaved, percentiles
+    from gpu_suite.package import interleaved, percentiles
 
     taken = interleaved({"run": lambda: active.run(["image_embeddings"], {"image": image})}, runs)
     return percentiles(taken["run"])

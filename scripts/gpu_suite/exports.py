@@ -16,8 +16,7 @@ from gpu_suite import Options
 if TYPE_CHECKING:
     import numpy as np
 
-    from structsam_export.models import LoadedModel
-    from structsam_export.schedule import Schedule
+    from gpu_suite.package import LoadedModel, Schedule
 
 
 def forms(method: str) -> tuple[str, ...]:
@@ -39,7 +38,7 @@ def load(options: Options, model: str) -> LoadedModel:
 
 @lru_cache(maxsize=1)
 def _load(model: str, checkpoint: str | None, random: bool) -> LoadedModel:
-    from structsam_export.models import load_model
+    from gpu_suite.package import load_model
 
     if not random:
         return load_model(model, Path(checkpoint) if checkpoint else None)
@@ -51,8 +50,7 @@ def random_model(model: str) -> LoadedModel:
     import torch
     from segment_anything import sam_model_registry
 
-    from structsam_export.models import LoadedModel, model_spec
-    from structsam_export.models.geometry import from_encoder
+    from gpu_suite.package import LoadedModel, from_encoder, model_spec
 
     spec = model_spec(model)
     torch.manual_seed(0)
@@ -65,8 +63,7 @@ def random_model(model: str) -> LoadedModel:
 
 def schedule_of(options: Options, model: str, method: str) -> Schedule:
     """The method in every block it is meant for, at the rate asked for."""
-    from structsam_export.config import ExportConfig
-    from structsam_export.schedule import resolve
+    from gpu_suite.package import ExportConfig, resolve
 
     rate = None if method == "none" else options.rate
     return resolve(ExportConfig(model=model, method=method, rate=rate), load(options, model).geometry)
@@ -74,8 +71,7 @@ def schedule_of(options: Options, model: str, method: str) -> Schedule:
 
 def prepared(options: Options, model: str) -> tuple[list[Any], list[Any]]:
     """The first bundled photos, and the same as the encoder takes them."""
-    from structsam_export.runtime.images import prepare
-    from structsam_export.validate.photos import bundled_photos
+    from gpu_suite.package import bundled_photos, prepare
 
     loaded, photos = load(options, model), bundled_photos(options.photos)
     return photos, [prepare(p.image, loaded.geometry.image_size, loaded.spec.preprocessing) for p in photos]
@@ -135,8 +131,7 @@ def parity(options: Options, model: str, method: str, embeddings: list[np.ndarra
     """
     import numpy as np
 
-    from structsam_export.validate.masks import stage_masks, torch_decoder
-    from structsam_export.validate.metrics import embedding_errors, mask_ious
+    from gpu_suite.package import embedding_errors, mask_ious, stage_masks, torch_decoder
 
     wanted = references(options, model, method)
     if wanted is None:
@@ -156,9 +151,7 @@ def export(options: dict[str, Any], model: str, method: str) -> dict[str, Any]:
     """Trace and rewrite the encoder in FP32; nodes and MACs of every file."""
     import onnx
 
-    from structsam_export.macs import graph_macs
-    from structsam_export.rewrite import rewrite
-    from structsam_export.trace import trace_encoder
+    from gpu_suite.package import graph_macs, rewrite, trace_encoder
 
     given = Options.from_dict(options)
     loaded, folder = load(given, model), folder_of(given, model, method)
@@ -168,7 +161,7 @@ def export(options: dict[str, Any], model: str, method: str) -> dict[str, Any]:
     with schedule_of(given, model, method).patched(loaded.sam.image_encoder) as encoder:
         trace_encoder(encoder, loaded.geometry.image_size, source)
     traced = time.perf_counter() - began
-    counts = rewrite(source, target, keep_outputs=("image_embeddings",)).counts
+    counts = rewrite(source, target, keep_outputs=("image_embeddings",))
     found: dict[str, Any] = {"trace_seconds": round(traced, 1), "rules": {k: n for k, n in counts.items() if n}}
     for form in forms(method):
         path = folder / f"{form}.fp32.onnx"
@@ -179,14 +172,14 @@ def export(options: dict[str, Any], model: str, method: str) -> dict[str, Any]:
 
 def to_fp16(options: dict[str, Any], model: str, method: str) -> dict[str, Any]:
     """Type every FP32 file of a method as FP16, by the largest activations on the photos."""
-    from structsam_export.precision import calibrate, convert
+    from gpu_suite.package import convert, scan
 
     given = Options.from_dict(options)
     folder, found = folder_of(given, model, method), {}
     feeds = [{"image": ready.tensor} for ready in prepared(given, model)[1]]
     for form in forms(method):
         source = folder / f"{form}.fp32.onnx"
-        made = convert(source, folder / f"{form}.fp16.onnx", "fp16", calibrate(source, feeds))
+        made = convert(source, folder / f"{form}.fp16.onnx", "fp16", scan(source, feeds))
         kept = {"low": made.low, "fp32": made.fp32, "casts": made.casts, "bytes": made.bytes}
         found[form] = {**kept, "offenders": [o.node for o in made.offenders]}
     return found

@@ -27,7 +27,7 @@ def measure(call: Callable[[Tensor], Tensor], image: Tensor, runs: int) -> dict[
     """
     import torch
 
-    from structsam_export.benchmark.timing import percentiles
+    from gpu_suite.package import percentiles
 
     pinned, inside = image.pin_memory(), image.cuda()
     stream = torch.cuda.Stream()

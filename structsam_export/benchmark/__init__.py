@@ -16,12 +16,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
-from structsam_export.benchmark.timing import interleaved, percentiles
-from structsam_export.benchmark.variants import RUNNERS, Variant, variants_of
+from structsam_export.benchmark.variants import Variant, runners, variants_of
 from structsam_export.console import stage
+from structsam_export.environment import cpu_name, usable_cores, versions
 from structsam_export.errors import ArtifactError, UsageError
+from structsam_export.folder import companion
+from structsam_export.timing import interleaved, percentiles
 
-__all__ = ["RUNNERS", "SCHEMA", "Variant", "bench", "table", "variants_of"]
+__all__ = ["SCHEMA", "Variant", "bench", "runners", "table", "variants_of"]
 
 SCHEMA = 1
 # Bytes a variant may need beside the others, as a multiple of its file: weights, their packed copy, activations.
@@ -150,11 +152,6 @@ def bench(
     return {"schema": SCHEMA, "conditions": conditions(threads, rounds, one_by_one), "rows": rows}
 
 
-def usable_cores() -> int:
-    """Cores this process may use: in a container or under taskset, fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def fits(variants: Sequence[Variant]) -> bool:
     """Whether all variants should fit into memory side by side."""
     import psutil
@@ -165,8 +162,9 @@ def fits(variants: Sequence[Variant]) -> bool:
 
 def data_size(onnx: Path) -> int:
     """Bytes of the weights beside an ONNX file."""
-    data = onnx.with_name(f"{onnx.name}.data")
-    return data.stat().st_size if data.exists() else 0
+    beside = companion(onnx.name)
+    data = onnx.with_name(beside) if beside else onnx
+    return data.stat().st_size if beside and data.exists() else 0
 
 
 def row_of(
@@ -222,8 +220,6 @@ def conditions(threads: int, rounds: int, one_by_one: bool) -> dict[str, Any]:
     """Machine and versions a table was made with."""
     import platform
 
-    from structsam_export.pipeline import versions
-
     return {
         "cpu": cpu_name(),
         "threads": threads,
@@ -233,16 +229,6 @@ def conditions(threads: int, rounds: int, one_by_one: bool) -> dict[str, Any]:
         "platform": platform.platform(),
         "versions": versions(),
     }
-
-
-def cpu_name() -> str:
-    """The processor's name as the system tells it."""
-    import platform
-
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def table(report: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from structsam_export.artifact import atomic
+from structsam_export.files import atomic
 
 
 def plot(report: dict[str, Any], target: Path) -> None:

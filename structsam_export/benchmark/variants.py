@@ -7,22 +7,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from structsam_export.errors import ArtifactError, MissingRuntimeError, UsageError, unknown_name
+from structsam_export.backends import backend, bench_runners
+from structsam_export.errors import ArtifactError, UsageError, unknown_name
+from structsam_export.folder import ExportFolder, onnx_name
 
-# Runner -> what it runs.
-RUNNERS = {
-    "eager": "the PyTorch model of an output folder, patched as exported (--method none: stock)",
-    "ort-cpu": "ONNX in FP32 on ONNX Runtime's CPU provider",
-    "ort-cuda": "ONNX on ONNX Runtime's CUDA provider, image copied in and embedding out each time",
-    "tensorrt": "engine on this GPU, copies in and out each time",
-    "tensorrt-rtx": "engine on this GPU, copies in and out each time",
-    "tensorrt-rtx-graph": "engine on this GPU replayed as one CUDA graph, copies in and out each time",
-}
+EAGER = "eager"
+EAGER_TITLE = "the PyTorch model of an export folder, patched as exported (--method none: stock)"
+
+
+def runners() -> dict[str, str]:
+    """Every runner -> what it runs."""
+    return {EAGER: EAGER_TITLE} | {name: how.title for name, (_, how) in bench_runners().items()}
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of the table: `file` is an ONNX file or engine; with runner "eager", its output folder."""
+    """One row of the table: `file` is an ONNX file or engine; with runner "eager", its export folder."""
 
     name: str
     runner: str
@@ -34,23 +34,22 @@ class Variant:
         return {k: str(v) for k, v in asdict(self).items()}
 
 
-def variants_of(targets: Sequence[str], runners: Sequence[str]) -> list[Variant]:
+def variants_of(targets: Sequence[str], chosen: Sequence[str]) -> list[Variant]:
     """Every target on every runner, in the order given.
 
     Args:
         targets: output folders or ONNX files of encoders, each as PATH or NAME=PATH.
-        runners: names of `RUNNERS`.
+        chosen: names of `runners()`; one that some targets have nothing for is left out there, if they have others.
 
     Raises:
         UsageError: an unknown runner, or two targets of one name.
         ArtifactError: a target that is no folder of ours and no ONNX file, or has nothing for a runner.
     """
-    for runner in runners:
-        if runner not in RUNNERS:
-            raise unknown_name("runner", runner, RUNNERS)
-    check_runtimes(runners)
-    runners = list(dict.fromkeys(runners))
-    found = [v for text in targets for v in _of_target(*named(text), runners)]
+    for runner in chosen:
+        if runner not in runners():
+            raise unknown_name("runner", runner, runners())
+    check_runtimes(chosen)
+    found = [v for text in targets for v in _of_target(*named(text), list(dict.fromkeys(chosen)))]
     names = [v.name for v in found]
     if doubled := next((n for n in names if names.count(n) > 1), None):
         raise UsageError(f"Two targets are called '{doubled}'. Name them: NAME=PATH.")
@@ -67,59 +66,46 @@ def named(text: str) -> tuple[str, Path]:
     return ("/".join(target.absolute().parts[-2:]) if inside else target.absolute().name), target
 
 
-def check_runtimes(runners: Sequence[str]) -> None:
+def check_runtimes(chosen: Sequence[str]) -> None:
     """Refuse runners this machine cannot run.
 
     Raises:
-        MissingRuntimeError: no GPU, or the runtime is not installed.
+        MissingRuntimeError: a device is missing, or the runtime is not installed.
     """
-    from structsam_export.build import choose_backend, has_gpu
-
-    for runner in runners:
-        if runner == "ort-cuda":
-            import onnxruntime
-
-            if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-                raise MissingRuntimeError(
-                    "This onnxruntime has no CUDA provider. Run: pip install onnxruntime-gpu (in place of onnxruntime)."
-                )
-        if runner.startswith("tensorrt"):
-            choose_backend(runner.removesuffix("-graph"))
-            if not has_gpu():
-                raise MissingRuntimeError(f"Runner '{runner}' needs a GPU, and no CUDA device is here. Use ort-cpu.")
+    known = bench_runners()
+    for runner in chosen:
+        if runner != EAGER:
+            name, how = known[runner]
+            backend(name).check_options(how.options)
 
 
-def _of_target(name: str, target: Path, runners: Sequence[str]) -> Iterator[Variant]:
+def _of_target(name: str, target: Path, chosen: Sequence[str]) -> Iterator[Variant]:
     """One target on every runner."""
-    for runner in runners:
-        label = name if len(runners) == 1 else f"{name} {runner}"
+    known = bench_runners()
+    for runner in chosen:
+        label = name if len(chosen) == 1 else f"{name} {runner}"
         if target.is_dir():
             onnx, file = _in_folder(target, runner)
-        elif target.is_file() and runner.startswith("ort"):
+        elif target.is_file() and runner != EAGER and known[runner][1].onnx:
             onnx = file = target
         elif target.is_file():
-            raise ArtifactError(f"{target}: runner '{runner}' needs an output folder. Use --runner ort-cpu.")
+            raise ArtifactError(f"{target}: runner '{runner}' needs an export folder. Use --runner ort-cpu.")
         else:
-            raise ArtifactError(f"{target} does not exist. Pass an output folder or an ONNX file.")
+            raise ArtifactError(f"{target} does not exist. Pass an export folder or an ONNX file.")
         yield Variant(label, runner, file, onnx)
 
 
-def _in_folder(folder: Path, runner: str) -> tuple[Path, Path]:
-    """(encoder.onnx, what the runner runs) of an output folder, both with the hash its manifest gives."""
-    from structsam_export.artifact import Manifest
-    from structsam_export.build import current_sm
-
-    manifest = Manifest.read(folder)
-    # FP16 has no kernels on a CPU: its FP32 reference runs there.
-    reference = "encoder.fp32.onnx" if runner in ("eager", "ort-cpu") else ""
-    onnx = manifest.verified(folder, reference if reference in manifest.files else "encoder.onnx")
-    if runner == "eager":
-        return onnx, folder
-    if runner.startswith("ort"):
+def _in_folder(path: Path, runner: str) -> tuple[Path, Path]:
+    """(ONNX encoder, what the runner runs) of an export folder, both with the hash its manifest gives."""
+    folder = ExportFolder.read(path)
+    if runner == EAGER:
+        return folder.fp32_encoder(), path
+    name, how = bench_runners()[runner]
+    if how.onnx:
+        # FP16 has no kernels on a CPU: its FP32 reference runs there.
+        onnx = folder.fp32_encoder() if how.fp32 else folder.onnx("encoder")
         return onnx, onnx
-    backend = runner.removesuffix("-graph")
-    engines = [e["file"] for e in manifest.engines if e["backend"] == backend and e["part"] == "encoder"]
-    fitting = [e for e in engines if e.endswith(f"-{current_sm()}.engine")]
-    if not fitting:
-        raise ArtifactError(f"{folder} has no {backend} engine for this GPU. Run: structsam-export build {folder}")
-    return onnx, manifest.verified(folder, fitting[0])
+    pair = folder.engines_here(name)
+    if pair is None:
+        raise ArtifactError(f"{path} has no {name} engine for this machine. Run: structsam-export build {path}")
+    return folder.verified(onnx_name("encoder")), folder.verified(pair.encoder.file)

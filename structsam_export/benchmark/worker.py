@@ -10,9 +10,11 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from structsam_export.benchmark.variants import EAGER
 from structsam_export.errors import ArtifactError, StructSAMError
 
 
@@ -24,7 +26,7 @@ def main() -> None:
     os.dup2(2, 1)
     spec = json.loads(sys.stdin.readline())
     pin(spec["threads"])
-    load = {"eager": load_eager, "ort-cpu": load_ort, "ort-cuda": load_ort}.get(spec["runner"], load_engine)
+    load = load_eager if spec["runner"] == EAGER else load_file
     ready: dict[str, Any] = {"loaded": True}
     try:
         call, finish = load(spec)
@@ -90,11 +92,12 @@ def inputs_of(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
     import numpy as np
 
     from structsam_export.runtime.images import prepare
-    from structsam_export.validate.photos import bundled_photos, prompt_box
+    from structsam_export.runtime.photos import bundled_photos
+    from structsam_export.runtime.prompts import prompt_box
 
     image = shapes.get("image", ())
-    if set(shapes) - {"image", "boxes"} or len(image) != 4 or not all(isinstance(n, int) for n in image):
-        given = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+    if set(shapes) - {"image", "boxes"} or len(image) != 4 or not all(image):
+        given = ", ".join(f"{name} {[n or '?' for n in shape]}" for name, shape in shapes.items())
         raise ArtifactError(f"its inputs are {given}; an encoder takes image [batch, 3, size, size] of fixed size.")
     photo = bundled_photos(1)[0]
     batch, _, size, _ = image
@@ -105,64 +108,38 @@ def inputs_of(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
     return feed
 
 
-def load_ort(spec: dict[str, Any]) -> tuple[Callable[[], object], Callable[[], list[Any]]]:
-    """A session; `profile` ends it and gives its events."""
-    import onnxruntime as ort
+def load_file(spec: dict[str, Any]) -> tuple[Callable[[], object], Callable[[], list[Any]]]:
+    """An ONNX file or an engine in a runner of its backend; `profile` ends it and gives its events."""
+    from structsam_export.backends import backend, bench_runners
 
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = spec["threads"]
-    # Threads that spin on after a run would take the cores from the variant whose turn is next.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    if spec.get("profile"):
-        options.enable_profiling = True
-        options.profile_file_prefix = str(Path(spec["profile"]) / "profile")
-    provider = "CUDAExecutionProvider" if spec["runner"] == "ort-cuda" else "CPUExecutionProvider"
-    session = ort.InferenceSession(spec["file"], options, providers=[provider])
-    feed = inputs_of({i.name: tuple(i.shape) for i in session.get_inputs()})
-    outputs = [session.get_outputs()[0].name]
-
-    def events() -> list[Any]:
-        found = json.loads(Path(session.end_profiling()).read_text())
-        return [e for e in found if e.get("cat") == "Node"]
-
-    return lambda: session.run(outputs, feed), events
+    name, how = bench_runners()[spec["runner"]]
+    profile = Path(spec["profile"]) if spec.get("profile") else None
+    options = replace(how.options, threads=spec["threads"], profile=profile)
+    runner = backend(name).runner(Path(spec["file"]), spec["name"], options)
+    runner.open()
+    feed = inputs_of(runner.inputs)
+    return lambda: runner.infer(feed), runner.profile
 
 
 def load_eager(spec: dict[str, Any]) -> tuple[Callable[[], object], Callable[[], list[Any]]]:
-    """The patched PyTorch encoder of an output folder.
+    """The patched PyTorch encoder of an export folder.
 
     Raises:
         ArtifactError: the checkpoint is not the one that was exported.
     """
     import torch
 
-    from structsam_export.artifact import Manifest
-    from structsam_export.patch import apply_patch, host_of
-    from structsam_export.pipeline import Job
+    from structsam_export.eager import encoder_call
+    from structsam_export.folder import ExportFolder
+    from structsam_export.job import Job
 
     torch.set_num_threads(spec["threads"])
-    folder = Path(spec["file"])
-    job = Job.of_folder(folder, Manifest.read(folder))
-    encoder, size = job.loaded.sam.image_encoder, job.loaded.geometry.image_size
+    job = Job.of_folder(ExportFolder.read(Path(spec["file"])))
+    size = job.loaded.geometry.image_size
     shapes: dict[str, tuple[int, ...]] = {"image": (job.config.batch, 3, size, size)}
     if job.schedule.prompt_aware:
         shapes["boxes"] = (job.config.batch, 4)
-    feed = {k: torch.as_tensor(v) for k, v in inputs_of(shapes).items()}
-    apply_patch(encoder, job.schedule.blocks, mlp=job.schedule.mlp)
-
-    def call() -> object:
-        with torch.no_grad(), host_of(encoder).prompted(encoder, feed.get("boxes")):
-            return encoder(feed["image"])
-
-    return call, list
-
-
-def load_engine(spec: dict[str, Any]) -> tuple[Callable[[], object], Callable[[], list[Any]]]:
-    """An engine on this GPU, as it is or replayed as one CUDA graph."""
-    from structsam_export.validate.runners import engine_runner
-
-    backend = spec["runner"].removesuffix("-graph")
-    runner = engine_runner(Path(spec["file"]), backend, spec["name"], cuda_graph=spec["runner"] != backend)
-    runner.activate()
-    feed = inputs_of({name: tuple(m.shape) for name, m in runner.get_input_metadata().items()})
-    return lambda: runner.infer(feed), list
+    feed = inputs_of(shapes)
+    # Patched once, for as long as this process lives.
+    encode = encoder_call(job.loaded, job.schedule, feed.get("boxes")).__enter__()
+    return lambda: encode(feed["image"]), list

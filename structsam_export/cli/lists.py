@@ -11,7 +11,9 @@ from structsam_export.cli.show import print_json, print_table
 @click.command()
 @json_option
 def methods(as_json: bool) -> None:
-    """List the methods: variants, largest rates, MACs saved on ViT-B at rate 0.5, what they protect, sources.
+    """List the methods of merging.
+
+    With their variants and largest rates, the MACs they save on ViT-B at rate 0.5, what they protect, and sources.
 
     \b
     Example:
@@ -29,7 +31,9 @@ def methods(as_json: bool) -> None:
 @click.command()
 @json_option
 def doctor(as_json: bool) -> None:
-    """Tell what is installed, what each backend can do here, and what to install.
+    """Tell what this machine can build and run.
+
+    What is installed, what each backend can do here, and what to install for the rest.
 
     \b
     Example:
@@ -42,7 +46,10 @@ def doctor(as_json: bool) -> None:
         print_json(facts)
         return
     click.echo(f"Python {facts['python']} on {facts['platform']}")
+    click.echo(f"CPU: {facts['cpu']}, {facts['cores']} cores")
     click.echo(f"GPU: {facts['gpu'] or 'none (engines can be built with tensorrt-rtx, but not run)'}")
     print_table(("package", "version"), list(facts["versions"].items()))
     rows = [(name, row["can"], row["to_do"] or "") for name, row in facts["backends"].items()]
     print_table(("backend", "can", "to do"), rows)
+    for problem in facts["problems"]:
+        click.echo(f"Problem: {problem}")

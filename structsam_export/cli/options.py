@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from structsam_export.backends import BACKENDS
 from structsam_export.errors import UsageError
 from structsam_export.models import MODELS
 
@@ -53,9 +54,14 @@ model_options = options(
     click.option("--force", is_flag=True, help="Replace an earlier export."),
 )
 build_options = options(
-    click.option("--backend", default="auto", show_default=True, help="auto, tensorrt, tensorrt-rtx or none."),
     click.option(
-        "--target", default="auto", show_default=True, help="sm86,sm89,... or current. auto: this GPU, else sm86,sm89."
+        "--backend", default="auto", show_default=True, help=f"auto, {', '.join(BACKENDS)} or none. See 'doctor'."
+    ),
+    click.option(
+        "--target",
+        default="auto",
+        show_default=True,
+        help="GPU: sm86,sm89,... or current (auto: this GPU, else sm86,sm89). OpenVINO: f32,bf16,f16.",
     ),
 )
 image_option = click.option(

@@ -32,7 +32,7 @@ file_type = click.Path(dir_okay=False, path_type=Path)
 @click.command()
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
 @dataset_options
-@click.option("--runner", help="eager, ort or engine. Default: ort with FOLDER, else eager.")
+@click.option("--runner", help="eager, ort, engine or a backend. Default: ort with FOLDER, else eager.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N images.")
 @click.option("--spectral", is_flag=True, help="Instead: how far each method moves the token graph's spectrum.")
 @click.option("--csv", type=file_type, metavar="FILE", help="Also write one line for each image and model.")
@@ -48,8 +48,9 @@ def evaluate(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Compare masks with true ones: mIoU, boundary IoU, Dice, and their differences to the unpatched model.
+    """Compare masks with true ones.
 
+    Prints mIoU, boundary IoU and Dice, and their differences to the unpatched model.
     FOLDER is an output folder, whose files are run (--checkpoint: where its weights are now); without it the options
     describe a model in PyTorch. An interrupted run continues where it stopped.
 
@@ -97,8 +98,9 @@ def evaluate(
 @click.option("--markdown", type=file_type, metavar="FILE", help="Also write a page: command, picture, table.")
 @json_option
 def sweep(plot: Path | None, csv: Path | None, markdown: Path | None, as_json: bool, **given: Any) -> None:
-    """Evaluate methods x rates x layers: what each saves, what it costs in mIoU, and which one to take.
+    """Compare methods, rates and layers.
 
+    What each of methods x rates x layers saves, what it costs in mIoU, and which one to take.
     All run in PyTorch, on each image in turn; an interrupted sweep continues where it stopped. Latency is PyTorch's,
     too: 'bench' times what was exported.
 

@@ -34,9 +34,12 @@ from structsam_export.errors import UsageError
 def bench(
     targets: tuple[str, ...], runners: tuple[str, ...], baselines: bool, plot: Path | None, as_json: bool, **given: Any
 ) -> None:
-    """Time encoders side by side: output folders or ONNX files, as PATH or NAME=PATH; ratios are to the first.
+    """Time encoders side by side.
 
-    Runners: eager, ort-cpu, ort-cuda, tensorrt, tensorrt-rtx, tensorrt-rtx-graph (as one CUDA graph).
+    Targets are export folders or ONNX files, as PATH or NAME=PATH; ratios are to the first.
+
+    Runners: eager; ort-cpu, ort-cuda, ort-tensorrt; openvino, openvino-f32, openvino-bf16, openvino-f16; tensorrt,
+    tensorrt-rtx, tensorrt-rtx-graph (as one CUDA graph).
 
     \b
     Example:
@@ -48,7 +51,7 @@ def bench(
 
     if plot is not None:
         check_picture(plot)
-    if baselines and (other := next((r for r in runners if not r.startswith("ort")), None)):
+    if baselines and (other := next((r for r in runners if not r.startswith(("ort", "openvino"))), None)):
         raise UsageError(f"--baselines are ONNX files, and runner '{other}' takes none. Use --runner ort-cpu.")
     variants = variants_of(targets, runners)
     if baselines:  # an export: only after everything else that can be refused

@@ -24,7 +24,9 @@ from structsam_export.cli.show import show_report
 @image_option
 @json_option
 def export(output: Path | None, force: bool, as_json: bool, **given: Any) -> None:
-    """Run the whole chain: a checkpoint in, verified engines and a report out.
+    """Run the whole chain.
+
+    A checkpoint in, verified engines and a report out.
 
     \b
     Example:
@@ -39,7 +41,9 @@ def export(output: Path | None, force: bool, as_json: bool, **given: Any) -> Non
 @click.command()
 @model_options
 def trace(output: Path | None, force: bool, **given: Any) -> None:
-    """Stages patch and trace only: ONNX as traced, in a new output folder.
+    """Trace only.
+
+    Stages patch and trace: ONNX as traced, in a new export folder.
 
     \b
     Example:
@@ -54,23 +58,22 @@ def trace(output: Path | None, force: bool, **given: Any) -> None:
 @folder_argument
 @click.option("--verbose", is_flag=True, help="Also list near matches that were left alone, and why.")
 def rewrite(folder: Path, verbose: bool) -> None:
-    """Stage rewrite only: the traced graphs of FOLDER into fast ones.
+    """Rewrite FOLDER's traced graphs.
+
+    Stage rewrite only: the traced graphs of FOLDER into fast ones.
 
     \b
     Example:
       structsam-export rewrite engines/mine
     """
-    from structsam_export.artifact import Manifest
-    from structsam_export.pipeline import precision_stage, rewrite_stage
+    from structsam_export.pipeline import rewrite_folder
 
-    manifest = Manifest.read(folder)
-    rewrite_stage(folder, manifest)
-    precision_stage(folder, manifest)
-    for part, counts in manifest.results["rewrite"].items():
-        nodes = manifest.results["graph"][part]
+    results = rewrite_folder(folder).manifest.results
+    for part, counts in results.rewrite.items():
+        nodes = results.graph[part]
         fired = ", ".join(f"{rule} {n}" for rule, n in counts.items())
         click.echo(f"{part}: {nodes['nodes_raw']} -> {nodes['nodes']} nodes ({fired})")
-        for reason in manifest.results["rewrite_skipped"][part] if verbose else ():
+        for reason in results.rewrite_skipped[part] if verbose else ():
             click.echo(f"  left alone: {reason}")
 
 
@@ -78,21 +81,18 @@ def rewrite(folder: Path, verbose: bool) -> None:
 @folder_argument
 @build_options
 def build(folder: Path, backend: str, target: str) -> None:
-    """Stage build only: engines of FOLDER's rewritten graphs.
+    """Build FOLDER's engines.
+
+    Stage build only: engines of FOLDER's rewritten graphs.
 
     \b
     Example:
       structsam-export build engines/mine --backend tensorrt-rtx --target sm120
     """
-    from structsam_export.artifact import Manifest
-    from structsam_export.build import choose_backend, resolve_targets
-    from structsam_export.pipeline import build_stage
+    from structsam_export.pipeline import build_folder
 
-    chosen = choose_backend(backend)
-    manifest = Manifest.read(folder)
-    build_stage(folder, manifest, chosen, resolve_targets(target, chosen) if chosen else ())
-    for engine in manifest.engines:
-        click.echo(folder / engine["file"])
+    for engine in build_folder(folder, backend, target).manifest.engines:
+        click.echo(folder / engine.file)
 
 
 @click.command()
@@ -101,7 +101,9 @@ def build(folder: Path, backend: str, target: str) -> None:
 @click.option("--checkpoint", metavar="PATH", help="Where the weights are now. Default: where they were.")
 @json_option
 def validate(folder: Path, images: tuple[str, ...], checkpoint: str | None, as_json: bool) -> None:
-    """Stage validate only: compare FOLDER's stages again and rewrite its report.
+    """Compare FOLDER's stages again.
+
+    Stage validate only; it writes the report anew.
 
     \b
     Example:

@@ -144,7 +144,7 @@ def scored(
 
     from structsam_export.evaluate import metrics
     from structsam_export.evaluate.protocols import PROTOCOLS, filled_boxes
-    from structsam_export.validate.metrics import iou
+    from structsam_export.metrics import iou
 
     cases, outlines, scores = {}, [], {}  # type: ignore[var-annotated]
     for predictor in predictors:

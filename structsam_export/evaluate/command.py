@@ -9,18 +9,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from structsam_export.artifact import Manifest, atomic
 from structsam_export.config import ExportConfig
 from structsam_export.console import console, progress
 from structsam_export.errors import BadInputError, UsageError
 from structsam_export.evaluate.metrics import METRICS
+from structsam_export.files import atomic
+from structsam_export.folder import ExportFolder
 
 if TYPE_CHECKING:
     from structsam_export.datasets import Dataset
     from structsam_export.evaluate import Results
     from structsam_export.evaluate.predictors import Predictor
     from structsam_export.evaluate.store import Store
-    from structsam_export.pipeline import Job
+    from structsam_export.job import Job
 
 SCHEMA = 1
 
@@ -77,11 +78,11 @@ def run(
             "structsam-export evaluate FOLDER --dataset ..."
         )
     chosen, samples = opened(dataset, root, limit)
-    job, manifest = job_of(config, folder, checkpoint)
+    job, exported = job_of(config, folder, checkpoint)
     with ExitStack() as active:
         predictors = eager_predictors(job)
-        if folder is not None and manifest is not None and runner != "eager":
-            predictors = [predictors[0], active.enter_context(exported_predictor(job, folder, manifest, runner))]
+        if exported is not None and runner != "eager":
+            predictors = [predictors[0], active.enter_context(exported_predictor(job, exported, runner))]
         facts = {"dataset": chosen.name, "protocol": protocol, "prompt": prompt}
         place = output or default_folder(chosen.name, job.name, runner=runner, protocol=protocol, prompt=prompt)
         store = Store(place, {**facts, "models": {p.name: p.identity for p in predictors}}, force=force)
@@ -141,7 +142,7 @@ def spectral(
     methods, layers = methods_at(job), sorted(job.schedule.blocks)
     with stage(f"spectra, {len(samples)} images") as say:
         rows = compare(job.loaded, methods, layers, [sample.image() for sample in samples], say)
-    left_out = [i for i in layers if job.loaded.geometry.layout(i).tokens > LARGEST]
+    left_out = [i for i in layers if job.loaded.geometry.window_grid(i).tokens > LARGEST]
     if left_out:
         console().print(f"Blocks {left_out} left out: more than {LARGEST} tokens in an attention call.")
     facts = {"dataset": chosen.name, "images": len(samples), "rate": job.schedule.rate}
@@ -163,19 +164,19 @@ def opened(dataset: str, root: Path | None, limit: int | None) -> tuple[Dataset,
     return found, samples
 
 
-def job_of(config: ExportConfig | None, folder: Path | None, checkpoint: str | None) -> tuple[Job, Manifest | None]:
+def job_of(config: ExportConfig | None, folder: Path | None, checkpoint: str | None) -> tuple[Job, ExportFolder | None]:
     """The model of a configuration or of an output folder.
 
     Raises:
         ArtifactError: the checkpoint is not the one that was exported.
     """
-    from structsam_export.pipeline import Job
+    from structsam_export.job import Job
 
     if folder is None:
         assert config is not None
         return Job.prepare(replace(config, precision="fp32")), None
-    manifest = Manifest.read(folder)
-    return Job.of_folder(folder, manifest, checkpoint), manifest
+    exported = ExportFolder.read(folder)
+    return Job.of_folder(exported, checkpoint), exported
 
 
 def tell(results: Results, place: Path) -> None:

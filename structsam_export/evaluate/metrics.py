@@ -7,7 +7,7 @@ from math import hypot
 
 import numpy as np
 
-from structsam_export.validate.metrics import iou
+from structsam_export.metrics import iou
 
 # Share of the image's diagonal that counts as boundary (Boundary IoU, arXiv 2103.16562; also HQ-SAM, arXiv 2306.01567).
 DILATION = 0.02

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
+from structsam_export.backends import BACKENDS, EnginePair, backend
+from structsam_export.eager import decoder_of, encoder_call
 from structsam_export.errors import ArtifactError, MissingRuntimeError, unknown_name
+from structsam_export.folder import PARTS, onnx_name
+from structsam_export.runtime.decoding import decode_prompts, runner_decoder
 
 if TYPE_CHECKING:
-    from structsam_export.artifact import Manifest
+    import numpy as np
+
+    from structsam_export.backends.base import Runner
     from structsam_export.evaluate.protocols import Case
+    from structsam_export.folder import ExportFolder
+    from structsam_export.job import Job
     from structsam_export.models import LoadedModel
-    from structsam_export.pipeline import Job
     from structsam_export.schedule import Schedule
-    from structsam_export.validate.masks import Decoder
 
 RUNNERS = ("eager", "ort", "engine")
 DENSE = "dense"  # the unpatched model, which differences are taken to
@@ -57,73 +61,49 @@ class Eager:
 
     def logits(self, case: Case) -> np.ndarray:
         """Low-resolution logits of every prompt, float32 (K, h, w)."""
-        from structsam_export.validate.masks import torch_decoder
 
-        encoder, prompt_aware = self.loaded.sam.image_encoder, bool(self.schedule and self.schedule.prompt_aware)
-        # Patched for this image only: the next model may need the same weights unpatched.
-        with self.schedule.patched(encoder) if self.schedule else nullcontext():
-            return decoded(case, self.embedding, torch_decoder(self.loaded.sam), prompt_aware)
+        def embed(image: np.ndarray, box: np.ndarray | None) -> np.ndarray:
+            # Patched for this call only: the next model may need the same weights unpatched.
+            with encoder_call(self.loaded, self.schedule, box) as encode:
+                return encode(image)
 
-    def embedding(self, image: np.ndarray, box: np.ndarray | None) -> np.ndarray:
-        """Image embedding (1, C, h, w) of an image (1, 3, S, S), for a box (1, 4) if the encoder takes one."""
-        import torch
-
-        from structsam_export.patch import host_of
-
-        encoder = self.loaded.sam.image_encoder
-        boxes = None if box is None else torch.as_tensor(box)
-        with torch.no_grad(), host_of(encoder).prompted(encoder, boxes):
-            return np.asarray(encoder(torch.as_tensor(image)))
+        prompt_aware = bool(self.schedule and self.schedule.prompt_aware)
+        return decoded(case, embed, decoder_of(self.loaded), prompt_aware)
 
 
 @dataclass
 class Exported:
-    """An exported encoder and decoder behind active polygraphy runners; `batch` images an encoder call."""
+    """An exported encoder and decoder in open runners; `batch` images an encoder call."""
 
     name: str
     identity: dict[str, Any]
     size: int
     preprocessing: str
-    encoder: Any
-    decoder: Any
+    encoder: Runner
+    decoder: Runner
     batch: int = 1
     prompt_aware: bool = False
 
     def logits(self, case: Case) -> np.ndarray:
         """Low-resolution logits of every prompt, float32 (K, h, w)."""
-        from structsam_export.validate.masks import runner_decoder
-
         return decoded(case, self.embedding, runner_decoder(self.decoder), self.prompt_aware)
 
     def embedding(self, image: np.ndarray, box: np.ndarray | None) -> np.ndarray:
         """Image embedding (1, C, h, w) of an image (1, 3, S, S), for a box (1, 4) if the encoder takes one."""
         feed = {"image": image} if box is None else {"image": image, "boxes": box}
-        outputs = self.encoder.infer({k: np.repeat(v, self.batch, 0) for k, v in feed.items()})
-        return np.array(outputs["image_embeddings"])[:1]  # a copy: runners reuse their buffers
+        outputs = self.encoder.infer({k: v.repeat(self.batch, 0) for k, v in feed.items()})
+        return outputs["image_embeddings"][:1]
 
 
-def decoded(case: Case, embed: Any, decode: Decoder, prompt_aware: bool) -> np.ndarray:
-    """Logits (K, h, w) of all prompts: one encoder call an image, or one a prompt where the encoder knows it."""
-    from structsam_export.build import PROMPTS
-
-    K = len(case.coords)
-    if prompt_aware:
-        each = [(embed(case.image, case.boxes[i : i + 1]), slice(i, i + 1)) for i in range(K)]
-    else:
-        embedding, most = embed(case.image, None), PROMPTS[-1]  # engines take so many prompts at once
-        each = [(embedding, slice(i, i + most)) for i in range(0, K, most)]
-    return np.concatenate([decode(e, case.coords[part], case.labels[part]) for e, part in each])
+def decoded(case: Case, embed: Any, decode: Any, prompt_aware: bool) -> np.ndarray:
+    """Logits (K, h, w) of all prompts of a case."""
+    return decode_prompts(case.image, case.coords, case.labels, case.boxes, embed, decode, prompt_aware=prompt_aware)
 
 
 def identity_of(job: Job) -> dict[str, Any]:
     """What determines the masks of a job's patched model."""
     config = {k: v for k, v in job.config.to_dict().items() if k not in IRRELEVANT}
     return {"runner": "eager", "weights": job.loaded.sha256, "preprocessing": job.loaded.spec.preprocessing, **config}
-
-
-def label_of(job: Job) -> str:
-    """A short name for the rows of tables: method, options and rate, and a precision other than FP32."""
-    return job.name.removeprefix(f"{job.config.model}-").removesuffix("-fp32")
 
 
 def dense_predictor(loaded: LoadedModel) -> Predictor:
@@ -137,70 +117,73 @@ def eager_predictors(job: Job) -> list[Predictor]:
     dense = dense_predictor(job.loaded)
     if job.config.method == "none":
         return [dense]
-    label = label_of(replace(job, config=replace(job.config, precision="fp32")))  # whatever was exported
-    return [dense, Eager(label, identity_of(job), job.loaded, job.schedule)]
+    fp32 = replace(job, config=replace(job.config, precision="fp32"))  # whatever was exported
+    return [dense, Eager(fp32.label, identity_of(job), job.loaded, job.schedule)]
 
 
 @contextmanager
-def exported_predictor(job: Job, folder: Path, manifest: Manifest, runner: str) -> Iterator[Predictor]:
-    """The files of an output folder, active for the length of the `with` block.
+def exported_predictor(job: Job, folder: ExportFolder, runner: str) -> Iterator[Predictor]:
+    """The files of an export folder, open for the length of the `with` block.
 
-    ONNX Runtime's CPU provider computes FP16 in FP32 and knows no BF16: there, an encoder that rounds whatever it
-    stores takes their place (`precision.fake_quantised`), the worst case of an engine.
+    Args:
+        job: what the folder was made from.
+        folder: its files.
+        runner: "ort", "engine" (the one this machine runs, see `ExportFolder.engines_here`) or the name of a backend.
 
     Raises:
-        MissingRuntimeError: runner "engine" without a GPU.
-        ArtifactError: a file is missing or was changed, or the folder has no engine for this GPU.
+        MissingRuntimeError: no engine can run on this machine.
+        ArtifactError: a file is missing or was changed, or the folder has no engine for this machine.
     """
-    from structsam_export.validate.runners import engine_runner, ort_runner
-
-    config = manifest.config
+    config = folder.config
     with ExitStack() as active:
-        if runner == "engine":
-            backend, names = engines_here(folder, manifest)
-            paths = [manifest.verified(folder, name) for name in names]
-            runners = [engine_runner(path, backend, path.name) for path in paths]
+        if runner == "ort":
+            names = [onnx_name(part) for part in PARTS]
+            runners = [active.enter_context(r) for r in onnx_runners(folder, active)]
         else:
-            names = ["encoder.onnx", "decoder.onnx"]
-            paths = [manifest.verified(folder, name) for name in names]
-            if config.precision != "fp32":
-                from structsam_export.precision import fake_quantised
-
-                rounding = Path(active.enter_context(TemporaryDirectory(prefix="structsam-evaluate-"))) / names[0]
-                fake_quantised(paths[0], rounding)
-                paths[0] = rounding
-            runners = [ort_runner(path, path.name) for path in paths]
-        files = {n: manifest.files[n]["sha256"] for n in (*names, *(f"{n}.data" for n in names)) if n in manifest.files}
-        encoder, decoder = (active.enter_context(r) for r in runners)
+            pair = engines_for(folder, runner)
+            names = [pair.encoder.file, pair.decoder.file]
+            paths = [folder.verified(name) for name in names]
+            runners = [active.enter_context(pair.backend.runner(path, path.name)) for path in paths]
         yield Exported(
-            f"{label_of(job)} {runner}",
-            {"runner": runner, "files": files},
+            f"{job.label} {runner}",
+            {"runner": runner, "files": folder.digests(*names)},
             job.loaded.geometry.image_size,
             job.loaded.spec.preprocessing,
-            encoder,
-            decoder,
+            runners[0],
+            runners[1],
             batch=config.batch,
             prompt_aware=config.prompt_aware,
         )
 
 
-def engines_here(folder: Path, manifest: Manifest) -> tuple[str, list[str]]:
-    """Backend and file names of the encoder's and the decoder's engine for this machine's GPU.
+def onnx_runners(folder: ExportFolder, active: ExitStack) -> list[Runner]:
+    """Encoder and decoder on ONNX Runtime, not yet open; temporary files live as long as `active`.
+
+    ONNX Runtime's CPU provider computes FP16 in FP32 and knows no BF16: there, an encoder that rounds whatever it
+    stores takes its place (`precision.fake_quantised`), the worst case of an engine.
+    """
+    encoder, decoder = (folder.onnx(part) for part in PARTS)
+    if folder.config.precision != "fp32":
+        from structsam_export.precision import fake_quantised
+
+        rounding = Path(active.enter_context(TemporaryDirectory(prefix="structsam-evaluate-"))) / encoder.name
+        fake_quantised(encoder, rounding)
+        encoder = rounding
+    return [backend("onnxruntime").runner(path, path.name) for path in (encoder, decoder)]
+
+
+def engines_for(folder: ExportFolder, runner: str) -> EnginePair:
+    """The engines of a folder that this machine runs.
 
     Raises:
-        MissingRuntimeError: no GPU, or the runtime is not installed.
-        ArtifactError: the folder has no engines for it.
+        MissingRuntimeError: no backend of the folder's engines runs here.
+        ArtifactError: the folder has no engines for this machine.
     """
-    from structsam_export.build import choose_backend, current_sm
-
-    check_runner("engine")
-    sm = current_sm()
-    for backend in dict.fromkeys(e["backend"] for e in manifest.engines):
-        here = {e["part"]: e["file"] for e in manifest.engines if e["backend"] == backend and e["sm"] == sm}
-        if set(here) == {"encoder", "decoder"}:
-            choose_backend(backend)
-            return backend, [here["encoder"], here["decoder"]]
-    raise ArtifactError(f"{folder} has no engines for this GPU ({sm}). Run: structsam-export build {folder}")
+    check_runner(runner)
+    pair = folder.engines_here(None if runner == "engine" else runner)
+    if pair is None:
+        raise ArtifactError(f"{folder.path} has no engines for this machine. Run: structsam-export build {folder.path}")
+    return pair
 
 
 def check_runner(runner: str) -> None:
@@ -208,11 +191,15 @@ def check_runner(runner: str) -> None:
 
     Raises:
         UsageError: unknown runner.
-        MissingRuntimeError: no GPU for "engine".
+        MissingRuntimeError: no backend that builds engines runs here.
     """
-    from structsam_export.build import has_gpu
-
-    if runner not in RUNNERS:
-        raise unknown_name("runner", runner, RUNNERS)
-    if runner == "engine" and not has_gpu():
-        raise MissingRuntimeError("--runner engine needs a GPU, and no CUDA device is here. Use --runner ort.")
+    builders = [name for name in BACKENDS if backend(name).BUILDS]
+    if runner not in (*RUNNERS, *builders):
+        raise unknown_name("runner", runner, (*RUNNERS, *builders))
+    if runner in builders:
+        backend(runner).check_run()
+    if runner == "engine" and not any(backend(name).runs_here() for name in builders):
+        raise MissingRuntimeError(
+            "--runner engine needs a GPU or OpenVINO, and neither is here. Use --runner ort, or install OpenVINO: "
+            f"{backend('openvino').INSTALL}."
+        )

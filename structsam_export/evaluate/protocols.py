@@ -88,7 +88,7 @@ def case_of(
     Raises:
         BadInputError: a mask is empty, so that no prompt can be made of it.
     """
-    from structsam_export.validate.photos import Prompt, prompt_arrays, prompt_box
+    from structsam_export.runtime.prompts import Prompt, prompt_arrays, prompt_box
 
     if not all(mask.any() for mask in (*shown, *truth)):
         raise BadInputError(f"{sample.name}: a mask is empty (at the size the prompt is taken from). Remove it.")

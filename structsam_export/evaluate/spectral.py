@@ -1,11 +1,11 @@
 """What merging does to the spectrum of the token graph, by method at equal rate.
 
-The tokens of one attention call are the nodes of a graph; the weight of an edge is the cosine distance 1 - cos of the
-features that methods match by (PiToMe, arXiv 2405.16148, section on spectrum-preserving merging). A plan coarsens the
-graph: nodes that share a slot become one, weights add up. Coarse and original graph have different sizes, so the
-coarse one is lifted: each weight is spread evenly over the pairs it came from (Loukas 2019, JMLR 20; Jin, Loukas and
-JaJa 2020, arXiv 1802.04447). The spectral distance is the sum of absolute differences between the sorted eigenvalues
-of both normalised Laplacians; it is 0 if merged tokens have equal edges, as equal tokens do.
+The tokens of one window (the whole grid in global blocks) are the nodes of a graph; the weight of an edge is the
+cosine distance 1 - cos of the features that methods match by (PiToMe, arXiv 2405.16148, section on spectrum-preserving
+merging). A plan coarsens the graph: nodes that share a slot become one, weights add up. Coarse and original graph have
+different sizes, so the coarse one is lifted: each weight is spread evenly over the pairs it came from (Loukas 2019,
+JMLR 20; Jin, Loukas and JaJa 2020, arXiv 1802.04447). The spectral distance is the sum of absolute differences between
+the sorted eigenvalues of both normalised Laplacians; it is 0 if merged tokens have equal edges, as equal tokens do.
 
 Every method plans on the features of the unpatched model, so that all coarsen the same graphs.
 """
@@ -21,11 +21,12 @@ from structsam_export.console import stop_if_interrupted
 from structsam_export.errors import UsageError
 
 if TYPE_CHECKING:
+    from structsam_export.job import Job
     from structsam_export.methods.base import MergeMethod
     from structsam_export.models import LoadedModel
-    from structsam_export.pipeline import Job
+    from structsam_export.tokens import WindowGrid
 
-# Tokens of one attention call: eigenvalues cost their number cubed, 4096 take a minute each.
+# Tokens of one window: eigenvalues cost their number cubed, 4096 take a minute each.
 LARGEST = 1024
 IMAGES = 4  # by default
 
@@ -79,22 +80,22 @@ def methods_at(job: Job) -> dict[str, MergeMethod]:
     """The job's method and, at its rate and in their default variants, all others that merge and go so far.
 
     Raises:
-        UsageError: the job's method does not merge by one plan for all calls, or has several rates.
+        UsageError: the job's method does not merge by one plan for all windows, or has several rates.
     """
-    from structsam_export.evaluate.predictors import label_of
     from structsam_export.methods import METHODS, make_method, method_class
+    from structsam_export.methods.base import MergeMethod
 
     own, rate = job.schedule.method, job.schedule.rate
-    if own.KIND != "merge" or job.schedule.prompt_aware:
-        kinds = ", ".join(name for name in METHODS if method_class(name).KIND == "merge")
-        raise UsageError(f"--spectral compares methods that merge tokens, without a prompt. They are: {kinds}.")
+    merging = {name: cls for name in METHODS if issubclass(cls := method_class(name), MergeMethod)}
+    if not isinstance(own, MergeMethod) or job.schedule.prompt_aware:
+        known = ", ".join(merging)
+        raise UsageError(f"--spectral compares methods that merge tokens, without a prompt. They are: {known}.")
     if rate is None:
         raise UsageError("--spectral compares methods at one rate. Pass --rate as a number.")
-    found: dict[str, Any] = {label_of(job): own}
-    for name in METHODS:
-        cls = method_class(name)
+    found: dict[str, Any] = {job.label: own}
+    for name, cls in merging.items():
         variant, most = next(iter(cls.VARIANTS.items()))
-        if cls.KIND == "merge" and rate <= most and (name, variant) != (own.NAME, own.variant):
+        if rate <= most and (name, variant) != (own.NAME, own.variant):
             found[f"{name}-{variant}"] = make_method(name, rate)
     return found
 
@@ -111,24 +112,24 @@ def compare(
     Args:
         loaded: the unpatched model.
         methods: by name.
-        layers: blocks to look at; those with attention calls of more than `LARGEST` tokens are left out.
+        layers: blocks to look at; those with windows of more than `LARGEST` tokens are left out.
         images: uint8 (h, w, 3).
         say: told how far it is.
 
     Returns:
-        One row a method: `name`, `kept` (share of the real tokens), `window` and `global` (mean distance of an
-        attention call, None without such blocks), `blocks` (the same by block).
+        One row a method: `name`, `kept` (share of the real tokens), `window` and `global` (mean distance of a
+        window, None without such blocks), `blocks` (the same by block).
     """
     distances: dict[str, dict[int, list[float]]] = {name: {} for name in methods}
     kept: dict[str, list[float]] = {name: [] for name in methods}
     geometry = loaded.geometry
-    chosen = [i for i in layers if geometry.layout(i).tokens <= LARGEST]
+    chosen = [i for i in layers if geometry.window_grid(i).tokens <= LARGEST]
     for number, image in enumerate(images):
         features = block_features(loaded, image)
         for layer in chosen:
             say(f"{number + 1}/{len(images)}, block {layer}")
             stop_if_interrupted()
-            for name, found, share in one_block(features[layer], geometry.layout(layer), methods):
+            for name, found, share in one_block(features[layer], geometry.window_grid(layer), methods):
                 distances[name].setdefault(layer, []).append(found)
                 kept[name].append(share)
     return [row_of(name, distances[name], kept[name], geometry.windows) for name in methods]
@@ -150,31 +151,31 @@ def block_features(loaded: LoadedModel, image: np.ndarray) -> dict[int, Any]:
     """What the methods see in every block of the unpatched model: tensors (1, H, W, d), by block."""
     import torch
 
-    from structsam_export.patch import host_of
+    from structsam_export.patch import observed
     from structsam_export.runtime.images import prepare
 
     ready = prepare(image, loaded.geometry.image_size, loaded.spec.preprocessing)
     encoder = loaded.sam.image_encoder
-    with torch.no_grad(), host_of(encoder).observed(encoder) as features:
+    with torch.no_grad(), observed(encoder) as features:
         encoder(torch.as_tensor(ready.tensor))
     return dict(features)
 
 
-def one_block(features: Any, layout: Any, methods: Mapping[str, MergeMethod]) -> list[tuple[str, float, float]]:
-    """(method, spectral distance, share of tokens kept) of every attention call of one block; pads are no nodes."""
-    from structsam_export.methods.tokens import Tokens
+def one_block(features: Any, grid: WindowGrid, methods: Mapping[str, MergeMethod]) -> list[tuple[str, float, float]]:
+    """(method, spectral distance, share of tokens kept) of every window of one block; pads are no nodes."""
+    from structsam_export.tokens import Tokens
 
-    slots = {name: np.asarray(m.plan(Tokens(features, layout)).slot) for name, m in methods.items()}
-    found = []
-    for call, (tokens, pads) in enumerate(zip(np.asarray(layout.partition(features)), layout.pads())):
+    slots = {name: np.asarray(m.plan(Tokens(features, grid)).slot) for name, m in methods.items()}
+    distances = []
+    for window, (tokens, pads) in enumerate(zip(np.asarray(grid.partition(features)), grid.pads())):
         real = ~np.array(pads)
         weights = token_graph(tokens[real])
         original = spectrum(weights)
         for name, slot in slots.items():
-            groups = slot[call][real]
+            groups = slot[window][real]
             share = len(np.unique(groups)) / len(groups)
-            found.append((name, spectral_distance(weights, groups, original), share))
-    return found
+            distances.append((name, spectral_distance(weights, groups, original), share))
+    return distances
 
 
 def table(report: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

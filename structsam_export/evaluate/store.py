@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from structsam_export.artifact import atomic, disk_errors
 from structsam_export.errors import UsageError
+from structsam_export.files import atomic, disk_errors
 
 SETTINGS, IMAGES, REPORT = "evaluation.json", "images", "report.json"
 SCHEMA = 1

@@ -1,23 +1,22 @@
 """The methods: one file each, one line here.
 
-A method is a frozen dataclass with `rate` and `variant`; it turns tokens into a plan and knows no model. `KIND` says
-what kind of plan:
+A method is a frozen dataclass (`base.Method`) that knows no model: it says what blocks do, what that saves, and which
+plans are decided from an image. There are three kinds so far, each a subclass that a new method may build on or ignore:
 
-    none    no plan: the dense model (`none.py`)
-    merge   `MergePlan` for every attention call of a layer (`base.py`)
-    keys    `KeyPlan`: all tokens stay, each attends to fewer keys (`sparsesam.py`)
-    grid    `GridPlan`: from one block on, the whole encoder runs on a smaller grid (`cubist.py`)
-
-The class also states NAME, VARIANTS (variant -> largest rate, default first), COMPAT, PARAMS (parameters of its own
-with their limits), PROTECTS and SOURCE.
+    base.MergeMethod       tokens merge around attention, `MergePlan` for the windows of each block
+    sparsesam.SparseSAM    all tokens stay, each attends to fewer keys, `KeyPlan`
+    cubist.Cubist          from one block on, the whole encoder runs on a smaller grid, `GridPlan`
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 from structsam_export.errors import UsageError, unknown_name
+from structsam_export.methods.base import Method
+
+__all__ = ["METHODS", "PROMPT_AWARE", "Method", "load", "make_method", "method_class", "parameter"]
 
 METHODS = {
     "none": "structsam_export.methods.none:NoMerge",
@@ -31,26 +30,11 @@ METHODS = {
     "cubist": "structsam_export.methods.cubist:Cubist",
     "sparsesam": "structsam_export.methods.sparsesam:SparseSAM",
 }
-# Forms of a method that take a prompt; `--prompt-aware`.
+# The classes behind `--prompt-aware`, which plan with the prompt.
 PROMPT_AWARE = {"structsam": "structsam_export.methods.prompt_aware:PromptAwareStructSAM"}
 
 
-class Method(Protocol):
-    """What all kinds have in common."""
-
-    KIND: ClassVar[str]
-    NAME: ClassVar[str]
-    VARIANTS: ClassVar[dict[str, float]]
-    PROTECTS: ClassVar[str]
-    SOURCE: ClassVar[str]
-
-    @property
-    def rate(self) -> float: ...
-    @property
-    def variant(self) -> str: ...
-
-
-def method_class(name: str) -> Any:
+def method_class(name: str) -> type[Method]:
     """The class behind a name.
 
     Raises:
@@ -61,10 +45,11 @@ def method_class(name: str) -> Any:
     return load(METHODS[name])
 
 
-def load(target: str) -> Any:
+def load(target: str) -> type[Method]:
     """The class at "module:Class"."""
     module, symbol = target.split(":")
-    return getattr(import_module(module), symbol)
+    cls: type[Method] = getattr(import_module(module), symbol)
+    return cls
 
 
 def make_method(
@@ -74,7 +59,7 @@ def make_method(
     compat: str | None = None,
     prompt_aware: bool = False,
     **params: Any,
-) -> Any:
+) -> Method:
     """A configured method; `None` means the method's own default.
 
     Args:
@@ -107,7 +92,7 @@ def make_method(
             f"Rate {rate:g} is out of range for method '{name}' ({chosen}): it removes between 0 and {most:g} "
             f"of the tokens. Pass --rate {most:g} or less."
         )
-    given = {"rate": rate, "variant": variant, "compat": compat}
+    given: dict[str, Any] = {"rate": rate, "variant": variant, "compat": compat}
     own = {key: parameter(cls, key, value) for key, value in params.items()}
     return cls(**{k: v for k, v in given.items() if v is not None}, **own)
 

@@ -16,7 +16,7 @@ from structsam_export.methods.matching import comparison_rank, unit_features
 
 if TYPE_CHECKING:
     from structsam_export.methods.plan import MergePlan
-    from structsam_export.methods.tokens import Layout, Tokens
+    from structsam_export.tokens import Tokens, WindowGrid
 
 
 @dataclass(frozen=True)
@@ -30,17 +30,17 @@ class ALGM(MergeMethod):
     PROTECTS: ClassVar[str] = "cells whose tokens differ most"
     SOURCE: ClassVar[str] = "ALGM, arXiv 2406.09936, local stage at a fixed budget (ours)"
 
-    def removed(self, layout: Layout) -> int:
-        """Tokens removed in one attention call: 3 for each merged cell."""
-        return 3 * merged_cells(layout, self.budget(layout) / layout.tokens, pads_first=not self.compat)
+    def removed(self, grid: WindowGrid) -> int:
+        """Tokens removed in one window: 3 for each merged cell."""
+        return 3 * merged_cells(grid, self.budget(grid) / grid.tokens, pads_first=not self.compat)
 
     def plan(self, tokens: Tokens) -> MergePlan:
-        """Plan for every attention call of a layer; B of the plan = images x windows."""
+        """Plan for all windows of a block; B of the plan = images x windows."""
         import torch
 
-        layout = tokens.layout
-        unit = unit_features(layout.partition(tokens.features.float()))
-        cells, _ = cell_indices(layout.side)
+        grid = tokens.grid
+        unit = unit_features(grid.partition(tokens.features.float()))
+        cells, _ = cell_indices(grid.window_shape)
         index = torch.tensor(cells, device=unit.device).flatten()
         of_cell = unit.index_select(1, index).view(unit.shape[0], len(cells), SIZE, -1)
         # The mean of the 12 cosines is 1 - spread / 6: the same order, with more digits where tokens are alike.
@@ -51,12 +51,12 @@ class ALGM(MergeMethod):
             spread = comparison_rank(total).to(total.dtype)
         else:
             spread = (of_cell - of_cell.mean(2, keepdim=True)).square().sum((2, 3))
-            spread = rank_pads_first(spread, layout)
+            spread = rank_pads_first(spread, grid)
         dst = torch.full(spread.shape, SIZE - 1, dtype=torch.int64, device=unit.device)
-        merged = self.removed(layout) // 3
-        plan = cell_plan(spread, dst, layout, merged)
-        return plan if self.compat else replace(plan, pads=pad_slots(layout, merged))
+        merged = self.removed(grid) // 3
+        plan = cell_plan(spread, dst, grid, merged)
+        return plan if self.compat else replace(plan, pads=pad_slots(grid, merged))
 
-    def macs(self, layout: Layout, head_dim: int) -> int:
+    def macs(self, grid: WindowGrid, head_dim: int) -> int:
         """No products of tokens: the score is a sum of squares."""
         return 0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from structsam_export.methods.tokens import Layout
+    from structsam_export.tokens import WindowGrid
 
 Kernel = tuple[tuple[float, float, float], ...]
 
@@ -46,21 +46,21 @@ def central_energy(features: Tensor) -> Tensor:
     return torch.linalg.vector_norm(torch.cat([dx, dy], 1), dim=1)
 
 
-def gradient_energy(features: Tensor, layout: Layout, kind: str, *, thesis: bool = False) -> Tensor:
-    """Gradient energy (B, N) of every attention call of a layer.
+def gradient_energy(features: Tensor, grid: WindowGrid, kind: str, *, thesis: bool = False) -> Tensor:
+    """Gradient energy (B, N) of every window of a block.
 
     Args:
         features: (B, H, W, d).
-        layout: the layer's layout.
+        grid: how the block cuts its tokens into windows.
         kind: "sobel" or "central".
         thesis: taken in each window, pads included, as published; otherwise on the whole grid, so that the border
             of a window is no edge of the image; pads then have none.
     """
     if not thesis:
         energy = sobel_energy(features) if kind == "sobel" else central_energy(features)
-        return layout.partition(energy.unsqueeze(-1)).squeeze(-1)
-    windows = layout.partition(features.float())
-    windows = windows.view(windows.shape[0], *layout.side, -1)
+        return grid.partition(energy.unsqueeze(-1)).squeeze(-1)
+    windows = grid.partition(features.float())
+    windows = windows.view(windows.shape[0], *grid.window_shape, -1)
     energy = sobel_energy(windows, thesis=True) if kind == "sobel" else central_energy(windows)
     return energy.flatten(1)
 

@@ -16,7 +16,7 @@ from structsam_export.methods.matching import alternate_plan, alternating, match
 
 if TYPE_CHECKING:
     from structsam_export.methods.plan import MergePlan
-    from structsam_export.methods.tokens import Layout, Tokens
+    from structsam_export.tokens import Tokens, WindowGrid
 
 
 @dataclass(frozen=True)
@@ -37,27 +37,27 @@ class GradToMe(MergeMethod):
     PROTECTS: ClassVar[str] = "the flattest token of each cell; alternate: the steepest tokens"
     SOURCE: ClassVar[str] = "GradToMe, master thesis of S. Xie"
 
-    def removed(self, layout: Layout) -> int:
+    def removed(self, grid: WindowGrid) -> int:
         """floor(N * rate), at most half (alternate) or the sources of all cells (grid2x2)."""
         if self.variant == "alternate":
-            return min(self.budget(layout), alternating(layout, bool(self.compat)))
+            return min(self.budget(grid), alternating(grid, bool(self.compat)))
         if self.compat:
-            return min(self.budget(layout), layout.tokens - len(cell_indices(layout.side)[0]))
-        return min(self.budget(layout), mergeable_sources(layout))
+            return min(self.budget(grid), grid.tokens - len(cell_indices(grid.window_shape)[0]))
+        return min(self.budget(grid), mergeable_sources(grid))
 
     def plan(self, tokens: Tokens) -> MergePlan:
-        """Plan for every attention call of a layer; B of the plan = images x windows."""
-        layout, plain = tokens.layout, bool(self.compat)
-        metric = layout.partition(tokens.features.float())
-        energy = gradient_energy(tokens.features, layout, self.gradient, thesis=plain)
+        """Plan for all windows of a block; B of the plan = images x windows."""
+        grid, plain = tokens.grid, bool(self.compat)
+        metric = grid.partition(tokens.features.float())
+        energy = gradient_energy(tokens.features, grid, self.gradient, thesis=plain)
         if self.variant == "alternate":
-            return alternate_plan(metric, -energy, self.removed(layout), layout, plain)
-        src, dst = partition_by_cell(energy, layout, plain)
-        return match(metric, src, dst, self.removed(layout), layout, plain=plain)
+            return alternate_plan(metric, -energy, self.removed(grid), grid, plain)
+        src, dst = partition_by_cell(energy, grid, plain)
+        return match(metric, src, dst, self.removed(grid), grid, plain=plain)
 
-    def macs(self, layout: Layout, head_dim: int) -> int:
+    def macs(self, grid: WindowGrid, head_dim: int) -> int:
         """Two 3x3 kernels a channel (sobel; in windows, pads included, as published) and the similarities."""
-        sobel = 18 * layout.calls * layout.tokens * head_dim if self.gradient == "sobel" else 0
-        cells = len(cell_indices(layout.side)[0])
-        pairs = self.removed(layout) ** 2 if self.variant == "alternate" else (layout.tokens - cells) * cells
-        return sobel + layout.calls * pairs * head_dim
+        sobel = 18 * grid.windows * grid.tokens * head_dim if self.gradient == "sobel" else 0
+        cells = len(cell_indices(grid.window_shape)[0])
+        pairs = self.removed(grid) ** 2 if self.variant == "alternate" else (grid.tokens - cells) * cells
+        return sobel + grid.windows * pairs * head_dim

@@ -6,12 +6,17 @@ the paper uses for its MLP alone, and ties between sums go to the cell that come
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from structsam_export.errors import UsageError
+from structsam_export.roles import Role, role_of
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from structsam_export.geometry import EncoderGeometry
+    from structsam_export.roles import Step
 
 EXACT = 2**24  # whole numbers below are exact in float32
 
@@ -64,3 +69,34 @@ def standardised(x: Tensor) -> Tensor:
     centred = x - x.mean(-1, keepdim=True)
     deviation = (centred.square().sum(-1, keepdim=True) / max(x.shape[-1] - 1, 1)).sqrt()
     return centred / (deviation + 1e-6)
+
+
+@dataclass(frozen=True)
+class CellRanking:
+    """What a block does with its keys where cells are ranked: remembers keys and rank for all blocks that follow."""
+
+    def __call__(self, step: Step, keys: Tensor) -> None:
+        """Rank cells by keys (B, heads, N, d)."""
+        import torch
+
+        with torch.no_grad():
+            step.memory["keys"], step.memory["rank"] = keys, cell_rank(keys, step.grid.shape)
+            self.follow(step, keys)
+
+    def follow(self, step: Step, keys: Tensor) -> None:
+        """What is decided by the rank in the same block: nothing."""
+
+
+def ranking_role(roles: dict[int, Role], geometry: EncoderGeometry, ranking: Any = CellRanking()) -> Role:
+    """The role of the block that ranks cells for all that follow: the first global one on the grid of the last block.
+
+    Raises:
+        UsageError: the encoder has no global block from there on.
+    """
+    every = [role_of(roles, index, geometry) for index in range(geometry.depth)]
+    final = every[-1].grid.shape
+    start = max((role.index + 1 for role in every if role.grid.shape != final), default=0)
+    chosen = next((every[index] for index in geometry.global_layers if index >= start), None)
+    if chosen is None:
+        raise UsageError("Tokens are ranked by the keys of a global attention block, and this encoder has none.")
+    return replace(chosen, rank=ranking)

@@ -16,7 +16,7 @@ from structsam_export.methods.plan import MergePlan, rows
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from structsam_export.methods.tokens import Layout
+    from structsam_export.tokens import WindowGrid
 
 # Squared distance between a pad and a real token: beyond the 4 that lie between opposite unit vectors.
 APART = 16.0
@@ -34,33 +34,33 @@ def pick(x: Tensor, index: Tensor) -> Tensor:
     return x.index_select(1, index) if index.dim() == 1 else rows(x, index)
 
 
-def pad_mask(layout: Layout, like: Tensor) -> Tensor:
+def pad_mask(grid: WindowGrid, like: Tensor) -> Tensor:
     """1 where a token is a pad, (B, N) of the type of `like` (B, ...), whose B is images x windows."""
     import torch
 
-    pads = torch.tensor(layout.pads(), device=like.device, dtype=like.dtype)
+    pads = torch.tensor(grid.pads(), device=like.device, dtype=like.dtype)
     return pads.repeat(like.shape[0] // pads.shape[0], 1)
 
 
 @lru_cache(maxsize=256)
-def mergeable(layout: Layout, dst: tuple[int, ...]) -> int:
-    """Sources that every attention call can merge without mixing pads and real tokens, for fixed destinations."""
-    least, targets = layout.tokens - len(dst), set(dst)
-    for pads in layout.pads() if layout.has_pads else ():
+def mergeable(grid: WindowGrid, dst: tuple[int, ...]) -> int:
+    """Sources that every window can merge without mixing pads and real tokens, for fixed destinations."""
+    least, targets = grid.tokens - len(dst), set(dst)
+    for pads in grid.pads() if grid.has_pads else ():
         pad_dst = sum(pads[t] for t in targets)
         pad_src = sum(pads) - pad_dst
-        real_src = layout.tokens - len(targets) - pad_src
+        real_src = grid.tokens - len(targets) - pad_src
         least = min(least, (real_src if pad_dst < len(targets) else 0) + (pad_src if pad_dst else 0))
     return least
 
 
-def similarity(metric: Tensor, src: Tensor, dst: Tensor, layout: Layout, plain: bool) -> tuple[Tensor, Tensor]:
+def similarity(metric: Tensor, src: Tensor, dst: Tensor, grid: WindowGrid, plain: bool) -> tuple[Tensor, Tensor]:
     """How alike sources and destinations are.
 
     Args:
         metric: (B, N, d) float32 features, zero rows for pads.
         src, dst: token indices, (A,) and (D,) or (B, A) and (B, D).
-        layout: the layer's layout.
+        grid: how the block cuts its tokens into windows.
         plain: cosine as published, pads not handled.
 
     Returns:
@@ -77,14 +77,14 @@ def similarity(metric: Tensor, src: Tensor, dst: Tensor, layout: Layout, plain: 
         cosine = pick(unit, src) @ pick(unit, dst).transpose(1, 2)
         return cosine, torch.zeros_like(cosine[..., :1])
     unit = unit - unit.mean(1, keepdim=True)
-    if not layout.has_pads:
+    if not grid.has_pads:
         a, b = pick(unit, src), pick(unit, dst)
         return 2 * (a @ b.transpose(1, 2)) - b.square().sum(-1).unsqueeze(1), -a.square().sum(-1, keepdim=True)
-    pads = pad_mask(layout, unit).unsqueeze(-1)
+    pads = pad_mask(grid, unit).unsqueeze(-1)
     unit = torch.cat([unit, pads * APART**0.5], -1)
     a, b = pick(unit, src), pick(unit, dst)
     # All pads are equal; a different bonus for each leaves no tie for a runtime to break, and puts them first.
-    place = pads * torch.arange(layout.tokens, device=unit.device).view(1, -1, 1) / layout.tokens
+    place = pads * torch.arange(grid.tokens, device=unit.device).view(1, -1, 1) / grid.tokens
     later = pick(place, dst).squeeze(-1) / 2
     scores = 2 * (a @ b.transpose(1, 2)) - (b.square().sum(-1) + later).unsqueeze(1)
     return scores, pick(pads + place, src) - a.square().sum(-1, keepdim=True)
@@ -95,55 +95,53 @@ def match(
     src: Tensor,
     dst: Tensor,
     removed: int,
-    layout: Layout,
+    grid: WindowGrid,
     *,
-    alone: Tensor | None = None,
-    reduce: str = "mean",
+    protected: Tensor | None = None,
     plain: bool = False,
 ) -> MergePlan:
     """Merge the `removed` sources that are most similar to a destination into it.
 
     Args:
         metric: (B, N, d) features, zero rows for pads.
-        src, dst: token indices, fixed (A,), (D,) or per call (B, A), (B, D).
+        src, dst: token indices, fixed (A,), (D,) or per window (B, A), (B, D).
         removed: r <= A; r = A needs no sorting.
-        layout: the layer's layout.
-        alone: (B, P) tokens that neither move nor receive; only with indices per call.
-        reduce: as in `MergePlan`.
+        grid: how the block cuts its tokens into windows.
+        protected: (B, P) tokens that neither move nor receive; only with indices per window.
         plain: as in `similarity`.
 
     Returns:
-        Plan with slots [alone, sources that stay, destinations].
+        Plan with slots [protected, sources that stay, destinations].
     """
     import torch
 
-    scores, offset = similarity(metric.float(), src, dst, layout, plain)
+    scores, offset = similarity(metric.float(), src, dst, grid, plain)
     B, A, D = scores.shape
     device = scores.device
     best = scores.argmax(-1)
     src, dst, fixed = src.expand(B, A), dst.expand(B, D), src if src.dim() == 1 else None
     fixed_dst = dst[0] if fixed is not None else None
-    P = 0 if alone is None else int(alone.shape[1])
+    P = 0 if protected is None else int(protected.shape[1])
     first = P + A - removed
     if removed == A:
         staying, sources, of_src = src[:, :0], src, first + best
     else:
         likeness = scores.amax(-1) + offset.squeeze(-1)
         # Pads that nobody handles tie with each other by the dozen, and then go by index.
-        order = comparison_order(likeness) if plain and layout.has_pads else torch.topk(likeness, A, dim=1).indices
+        order = comparison_order(likeness) if plain and grid.has_pads else torch.topk(likeness, A, dim=1).indices
         sources, staying = src.gather(1, order[:, :removed]), src.gather(1, order[:, removed:])
         place = torch.zeros_like(order).scatter(1, order, torch.arange(A, device=device).expand(B, A))
         of_src = torch.where(place < removed, first + best, P + place - removed)
-    parts = [] if alone is None else [alone]
+    parts = [] if protected is None else [protected]
     pos = torch.cat([*parts, staying, dst], 1)
     of_dst = (first + torch.arange(D, device=device)).expand(B, D)
-    of_alone = [torch.arange(P, device=device).expand(B, P)] if P else []
-    slots = torch.cat([*of_alone, of_src, of_dst], 1)
+    of_protected = [torch.arange(P, device=device).expand(B, P)] if P else []
+    slots = torch.cat([*of_protected, of_src, of_dst], 1)
     if fixed is not None and fixed_dst is not None:
         slot = slots.index_select(1, inverse(torch.cat([fixed, fixed_dst])))
     else:
         slot = torch.zeros_like(slots).scatter(1, torch.cat([*parts, src, dst], 1), slots)
-    return MergePlan(pos, slot, sources, D, reduce)
+    return MergePlan(pos, slot, sources, D)
 
 
 def inverse(order: Tensor) -> Tensor:
@@ -153,12 +151,12 @@ def inverse(order: Tensor) -> Tensor:
     return torch.zeros_like(order).scatter(0, order, torch.arange(len(order), device=order.device))
 
 
-def fixed_partition(layout: Layout, dst: Sequence[int], device: object) -> tuple[Tensor, Tensor]:
+def fixed_partition(grid: WindowGrid, dst: Sequence[int], device: object) -> tuple[Tensor, Tensor]:
     """(sources, destinations) as index tensors: every token that is no destination is a source, in raster order."""
     import torch
 
     targets = set(dst)
-    src = [t for t in range(layout.tokens) if t not in targets]
+    src = [t for t in range(grid.tokens) if t not in targets]
     return torch.tensor(src, device=device), torch.tensor(list(dst), device=device)  # type: ignore[arg-type]
 
 
@@ -185,50 +183,49 @@ def comparison_order(*keys: Tensor) -> Tensor:
     return torch.zeros_like(rank).scatter(1, rank, torch.arange(rank.shape[1], device=rank.device).expand_as(rank))
 
 
-def alternate_plan(metric: Tensor, energy: Tensor, removed: int, layout: Layout, plain: bool) -> MergePlan:
+def alternate_plan(metric: Tensor, energy: Tensor, removed: int, grid: WindowGrid, plain: bool) -> MergePlan:
     """PiToMe's rule: the 2r tokens of highest energy are sources and destinations in turn, the rest is protected.
 
     Args:
         metric: (B, N, d) features, zero rows for pads.
         energy: (B, N) float32, high merges first.
         removed: r <= N/2.
-        layout: the layer's layout.
+        grid: how the block cuts its tokens into windows.
         plain: pads not handled.
     """
     import torch
 
-    if layout.has_pads and not plain:
-        instead = pad_energy(layout)
+    if grid.has_pads and not plain:
+        instead = pad_energy(grid)
         known = torch.tensor(instead, device=energy.device, dtype=energy.dtype)
         known = known.repeat(energy.shape[0] // known.shape[0], 1)
         energy = torch.where(known == 0, energy, known)
     order = comparison_order(energy)
     turn = order[:, : 2 * removed].reshape(-1, removed, 2)
     src, dst = turn.unbind(-1)
-    alone = order[:, 2 * removed :]
-    return match(metric, src, dst, removed, layout, alone=alone, plain=plain)
+    return match(metric, src, dst, removed, grid, protected=order[:, 2 * removed :], plain=plain)
 
 
 @lru_cache(maxsize=64)
-def alternating(layout: Layout, plain: bool) -> int:
+def alternating(grid: WindowGrid, plain: bool) -> int:
     """Sources that `alternate_plan` can merge: half of all tokens.
 
     One less where a window would be left with a single real token between pads, which takes the role of a source.
     """
-    N = layout.tokens
-    lonely = not plain and N % 2 == 0 and any(N - sum(pads) == 1 for pads in layout.pads())
-    return N // 2 - lonely
+    N = grid.tokens
+    single = not plain and N % 2 == 0 and any(N - sum(pads) == 1 for pads in grid.pads())
+    return N // 2 - single
 
 
 @lru_cache(maxsize=64)
-def pad_energy(layout: Layout) -> tuple[tuple[float, ...], ...]:
+def pad_energy(grid: WindowGrid) -> tuple[tuple[float, ...], ...]:
     """Energy that puts pads first, in raster order; 0 for real tokens.
 
     A leftover pad of an odd number would be left with a real partner: it comes last instead, where it is protected or
     a destination.
     """
     rows_of = []
-    for pads in layout.pads():
+    for pads in grid.pads():
         energy, seen, total = [], 0, sum(pads)
         for pad in pads:
             seen += pad

@@ -6,16 +6,25 @@ from a neighbour, no rescaling. Ours: whole 2x2 cells, and an odd last row or co
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from structsam_export.errors import UsageError, unknown_name
+from structsam_export.methods.base import MergeMethod
 from structsam_export.methods.cells import SIZE, cell_indices, raster_order
-from structsam_export.methods.plan import rows
+from structsam_export.methods.importance import CellRanking, cell_rank, ranking_role
+from structsam_export.methods.plan import groups_of_chosen, rows
+from structsam_export.roles import Role, role_of
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
+
+    from structsam_export.geometry import EncoderGeometry
+    from structsam_export.methods.plan import MergePlan, SplitPlan
+    from structsam_export.roles import Plan, Step, WindowGroup
+    from structsam_export.tokens import WindowGrid
 
 
 @dataclass(frozen=True)
@@ -30,7 +39,20 @@ class KeepPlan:
     keep: Tensor
     slot: Tensor
 
-    parts: ClassVar[tuple[str, ...]] = ("keep", "slot")
+    PARTS: ClassVar[tuple[str, ...]] = ("keep", "slot")
+    AT_ONCE: ClassVar[bool] = True
+
+    @staticmethod
+    def assignment(parts: Mapping[str, np.ndarray], tokens: int) -> np.ndarray:
+        """1 for every token that is updated, (B, N) int64; `tokens` is not read."""
+        import numpy as np
+
+        kept: np.ndarray = parts["slot"] < parts["keep"].shape[1]
+        return kept.astype(np.int64)
+
+    def token_groups(self, grid: WindowGrid) -> np.ndarray:
+        """Updated tokens have their own number, others share one in each 2x2 cell: int64 (H, W)."""
+        return groups_of_chosen(self.keep[0].numpy(), grid.shape)
 
     def apply(self, x: Tensor, update: Callable[[Tensor], Tensor]) -> Tensor:
         """Add update(x_kept (B, k, D)) -> (B, k, D) to the kept tokens of x (B, N, D); others stay to the bit."""
@@ -51,11 +73,35 @@ class ResidualConsistency:
 
     density: float = 0.5
 
-    KIND: ClassVar[str] = "rank"
-
     def __post_init__(self) -> None:
         if not 0 < self.density <= 1:
             raise UsageError(f"MLP density {self.density:g} is out of range: it is above 0 and at most 1.")
+
+    def check(self, methods: Iterable[Any]) -> None:
+        """Goes with every method."""
+
+    def extend(self, roles: dict[int, Role], geometry: EncoderGeometry) -> dict[int, Role]:
+        """One global block ranks and decides, and the windowed blocks behind it follow.
+
+        Raises:
+            UsageError: the encoder has no global block.
+        """
+        ranking = ranking_role(roles, geometry, KeepRanking(self))
+        kept: tuple[str, type[Plan]] = (f"mlp.{ranking.index}", KeepPlan)
+        made = roles | {ranking.index: replace(ranking, decisions=(*ranking.decisions, kept))}
+        for index in range(ranking.index + 1, geometry.depth):
+            if geometry.windows[index]:
+                made[index] = replace(role_of(roles, index, geometry), mlp=self)
+        return made
+
+    def rows(self, grid: WindowGrid, groups: list[WindowGroup]) -> float:
+        """Tokens of one image that the MLP runs on."""
+        return self.kept(grid.shape)
+
+    def update(self, step: Step, x: Tensor, plan: Any) -> Tensor:
+        """x (B, H, W, D) plus its MLP on the tokens that the ranking block decided to keep."""
+        keep: KeepPlan = step.memory["keep"]
+        return keep.apply(x.flatten(1, 2), step.mlp).view(x.shape)
 
     def kept(self, grid: tuple[int, int]) -> int:
         """k, tokens whose MLP runs: whole cells next to the density, plus an odd last row or column."""
@@ -101,7 +147,40 @@ class MergedMLP:
     Ours; no paper does this in SAM.
     """
 
-    KIND: ClassVar[str] = "plan"
+    def check(self, methods: Iterable[Any]) -> None:
+        """Refuse methods none of which merges tokens.
+
+        Raises:
+            UsageError: none does.
+        """
+        if not any(isinstance(method, MergeMethod) for method in methods):
+            raise UsageError("--mlp merge needs a method that merges tokens around attention. Pass another --mlp.")
+
+    def extend(self, roles: dict[int, Role], geometry: EncoderGeometry) -> dict[int, Role]:
+        """Every block that merges tokens runs its MLP on them."""
+        merging = {index: replace(r, mlp=self) for index, r in roles.items() if isinstance(r.method, MergeMethod)}
+        return roles | merging
+
+    def rows(self, grid: WindowGrid, groups: list[WindowGroup]) -> float:
+        """Tokens of one image that the MLP runs on, as the papers count: the slots of all windows."""
+        return sum(group.windows * group.queries for group in groups)
+
+    def update(self, step: Step, x: Tensor, plan: MergePlan | SplitPlan) -> Tensor:
+        """x (B, H, W, D) plus its MLP on the slots of the block's plan."""
+        return x + step.grid.unpartition(plan.through_real(step.grid.partition(x), step.mlp))
+
+
+@dataclass(frozen=True)
+class KeepRanking(CellRanking):
+    """Ranks cells, and decides by the rank which tokens the MLPs of later blocks run on."""
+
+    policy: ResidualConsistency
+
+    def follow(self, step: Step, keys: Tensor) -> None:
+        """Decide by the rank which tokens are kept."""
+        shape, policy = step.grid.shape, self.policy
+        taken = policy.plan(step.memory["rank"], shape)
+        step.memory["keep"] = step.decide("mlp", lambda k: policy.plan(cell_rank(k, shape), shape), keys, plan=taken)
 
 
 MLPS = ("none", "residual-consistency", "merge")

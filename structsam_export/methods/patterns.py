@@ -24,7 +24,7 @@ def splitmix64(seed: int, count: int) -> tuple[int, ...]:
     return tuple(made)
 
 
-def quarters(seed: int, count: int) -> tuple[int, ...]:
+def corners(seed: int, count: int) -> tuple[int, ...]:
     """`count` numbers from 0 to 3."""
     return tuple(value >> 62 for value in splitmix64(seed, count))
 

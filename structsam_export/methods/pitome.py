@@ -17,7 +17,7 @@ from structsam_export.methods.matching import alternate_plan, alternating, match
 
 if TYPE_CHECKING:
     from structsam_export.methods.plan import MergePlan
-    from structsam_export.methods.tokens import Layout, Tokens
+    from structsam_export.tokens import Tokens, WindowGrid
 
 
 @dataclass(frozen=True)
@@ -39,24 +39,24 @@ class PiToMe(MergeMethod):
     PROTECTS: ClassVar[str] = "tokens unlike all others (below rate 0.5)"
     SOURCE: ClassVar[str] = "PiToMe, arXiv 2405.16148"
 
-    def removed(self, layout: Layout) -> int:
+    def removed(self, grid: WindowGrid) -> int:
         """floor(N * rate), at most half (alternate) or the sources of all cells (grid)."""
         if self.variant == "alternate":
-            return min(self.budget(layout), alternating(layout, bool(self.compat)))
+            return min(self.budget(grid), alternating(grid, bool(self.compat)))
         if self.compat:
-            return min(self.budget(layout), layout.tokens - len(cell_indices(layout.side)[0]))
-        return min(self.budget(layout), mergeable_sources(layout))
+            return min(self.budget(grid), grid.tokens - len(cell_indices(grid.window_shape)[0]))
+        return min(self.budget(grid), mergeable_sources(grid))
 
     def plan(self, tokens: Tokens) -> MergePlan:
-        """Plan for every attention call of a layer; B of the plan = images x windows."""
-        layout, plain = tokens.layout, bool(self.compat)
-        metric = layout.partition(tokens.features.float())
+        """Plan for all windows of a block; B of the plan = images x windows."""
+        grid, plain = tokens.grid, bool(self.compat)
+        metric = grid.partition(tokens.features.float())
         energy = redundancy_energy(unit_features(metric), self.margin, self.alpha)
         if self.variant == "alternate":
-            return alternate_plan(metric, energy, self.removed(layout), layout, plain)
-        src, dst = partition_by_cell(-energy, layout, plain)
-        return match(metric, src, dst, self.removed(layout), layout, plain=plain)
+            return alternate_plan(metric, energy, self.removed(grid), grid, plain)
+        src, dst = partition_by_cell(-energy, grid, plain)
+        return match(metric, src, dst, self.removed(grid), grid, plain=plain)
 
-    def macs(self, layout: Layout, head_dim: int) -> int:
+    def macs(self, grid: WindowGrid, head_dim: int) -> int:
         """All pairs for the energy; matching looks its similarities up there."""
-        return layout.calls * layout.tokens**2 * head_dim
+        return grid.windows * grid.tokens**2 * head_dim

@@ -12,12 +12,15 @@ row gather. No boolean masks and no scatter of values, so every plan exports to 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
+
+    from structsam_export.tokens import WindowGrid
 
 REDUCTIONS = ("mean", "replace")
 
@@ -33,8 +36,8 @@ class MergePlan:
 
     `reduce` is "mean" (destination and its sources, unweighted) or "replace" (the destination alone).
     `equal` promises that sources come in runs: group g owns sources[:, g*A/G : (g+1)*A/G].
-    `fellows` (N, s) lists, where that is fixed, the group each token would be the destination of, itself first.
-    `pads` lists, where that is fixed, the slots of each attention call of an image that hold pads alone.
+    `group_members` (N, s) lists, where that is fixed, the group each token would be the destination of, itself first.
+    `pads` lists, where that is fixed, the slots of each window of an image that hold nothing but pads.
     """
 
     pos: Tensor
@@ -43,11 +46,11 @@ class MergePlan:
     groups: int
     reduce: str = "mean"
     equal: bool = False
-    fellows: Tensor | None = None
+    group_members: Tensor | None = None
     pads: tuple[tuple[int, ...], ...] = ()
 
-    # The tensors that hold the decisions: traced graphs name them, validation reads and replaces them.
-    parts: ClassVar[tuple[str, ...]] = ("pos", "slot", "sources")
+    PARTS: ClassVar[tuple[str, ...]] = ("pos", "slot", "sources")
+    AT_ONCE: ClassVar[bool] = True
 
     @property
     def kept(self) -> int:
@@ -63,8 +66,8 @@ class MergePlan:
         first = self.kept - self.groups
         single, into = rows(x, self.pos[:, :first]), self.pos[:, first:]
         if self.equal:
-            if self.fellows is not None:
-                members = self.fellows[into]
+            if self.group_members is not None:
+                members = self.group_members[into]
             else:
                 members = torch.cat([into.unsqueeze(2), self.sources.view(into.shape[0], self.groups, -1)], 2)
             group = rows(x, members.flatten(1)).view(*members.shape, -1)
@@ -92,7 +95,7 @@ class MergePlan:
         if not any(self.pads):
             return self.through(x, lambda slots, _: compute(slots))
         B, n = self.pos.shape
-        empty = {call * n + slot for call in range(B) for slot in self.pads[call % len(self.pads)]}
+        empty = {window * n + slot for window in range(B) for slot in self.pads[window % len(self.pads)]}
         real = [slot for slot in range(B * n) if slot not in empty]
         row = dict(zip(real, range(len(real))))
         y = compute(self.merge(x).flatten(0, 1).index_select(0, torch.tensor(real, device=x.device)))
@@ -104,22 +107,34 @@ class MergePlan:
         """The original index each token was merged into, (B, N): the decision, whatever the slots' order."""
         return self.pos.gather(1, self.slot)
 
+    @staticmethod
+    def assignment(parts: Mapping[str, np.ndarray], tokens: int) -> np.ndarray:
+        """The destination of every token, (windows, N) int64; `tokens` is not read."""
+        import numpy as np
+
+        return np.take_along_axis(parts["pos"], parts["slot"], axis=1)
+
+    def token_groups(self, grid: WindowGrid) -> np.ndarray:
+        """Tokens that share a slot have one number, int64 (H, W)."""
+        return groups_of_windows(self, grid)
+
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """Some attention calls of an image stay dense, the others merge by a plan of their own.
+    """Some windows of an image stay dense, the others merge by a plan of their own.
 
     Args:
-        order: (B, W) int64, the W calls of an image, dense ones first.
-        dense: calls that stay dense, the same number for every image.
-        merge: plan of the other calls, (B * (W - dense), ...) in that order.
+        order: (B, W) int64, the W windows of an image, dense ones first.
+        dense: windows that stay dense, the same number for every image.
+        merged: plan of the other windows, (B * (W - dense), ...) in that order.
     """
 
     order: Tensor
     dense: int
     merged: MergePlan
 
-    parts: ClassVar[tuple[str, ...]] = ("order", "pos", "slot", "sources")
+    PARTS: ClassVar[tuple[str, ...]] = ("order", "pos", "slot", "sources")
+    AT_ONCE: ClassVar[bool] = True
 
     @property
     def pos(self) -> Tensor:
@@ -134,11 +149,11 @@ class SplitPlan:
         return self.merged.sources
 
     def through_real(self, x: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
-        """`compute` on all slots of every call."""
+        """`compute` on all slots of every window."""
         return self.through(x, lambda slots, _: compute(slots))
 
     def through(self, x: Tensor, compute: Callable[[Tensor, Tensor | None], Tensor]) -> Tensor:
-        """compute(tokens, None) on the dense calls of x (B * W, N, D), and as `MergePlan.through` on the others."""
+        """compute(tokens, None) on the dense windows of x (B * W, N, D), and as `MergePlan.through` on the others."""
         import torch
 
         B, W = self.order.shape
@@ -151,3 +166,45 @@ class SplitPlan:
         place = torch.zeros_like(self.order)
         place = place.scatter(1, self.order, torch.arange(W, device=place.device).expand(B, W))
         return rows(out, place).view(B * W, *size[1:])
+
+    @staticmethod
+    def assignment(parts: Mapping[str, np.ndarray], tokens: int) -> np.ndarray:
+        """The destination of every token, (windows, N) int64, windows in their own order; `tokens` is not read."""
+        return on_all_windows(MergePlan.assignment(parts, tokens), parts["order"])
+
+    def token_groups(self, grid: WindowGrid) -> np.ndarray:
+        """Tokens that share a slot have one number, int64 (H, W)."""
+        return groups_of_windows(self, grid)
+
+
+def on_all_windows(destination: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Destinations in the merging windows (B * M, N), put at their places among all W windows: (B * W, N)."""
+    import numpy as np
+
+    (B, W), N = order.shape, destination.shape[1]
+    merging = len(destination) // B
+    everything = np.tile(np.arange(N), (B, W, 1))
+    for image, windows in enumerate(order):
+        everything[image, windows[W - merging :]] = destination[image * merging : (image + 1) * merging]
+    return everything.reshape(B * W, N)
+
+
+def groups_of_windows(plan: MergePlan | SplitPlan, grid: WindowGrid) -> np.ndarray:
+    """A number for every token of the first image, int64 (H, W): equal where tokens of one window share a slot."""
+    import numpy as np
+    import torch
+
+    parts = {part: np.asarray(getattr(plan, part)) for part in plan.PARTS}
+    destination = torch.from_numpy(plan.assignment(parts, grid.real_tokens))
+    destination = destination + torch.arange(len(destination)).unsqueeze(1) * grid.tokens
+    return np.asarray(grid.unpartition(destination.unsqueeze(-1))[0, ..., 0])
+
+
+def groups_of_chosen(chosen: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """A number for every token, int64 (H, W): `chosen` ones (k,) have their own, others share one in each 2x2 cell."""
+    import numpy as np
+
+    H, W = shape
+    token = np.arange(H * W)
+    cell = H * W + token // W // 2 * W + token % W // 2
+    return np.where(np.isin(token, chosen), token, cell).reshape(H, W)

@@ -2,7 +2,7 @@
 
 Independent implementation guided by the abstract, the public overview figure and the precursor thesis (GradToMe);
 not verified against the authors' code. Our choices where the paper is silent: energy of the head-mean of norm1(x)
-over the whole grid with a replicate border, a fixed budget K = floor(rate*N/3) per attention call, pads merge first.
+over the whole grid with a replicate border, a fixed budget K = floor(rate*N/3) per window, pads merge first.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from structsam_export.methods.energy import gradient_energy
 from structsam_export.methods.matching import match
 
 if TYPE_CHECKING:
-    from structsam_export.methods.plan import MergePlan
-    from structsam_export.methods.tokens import Layout, Tokens
+    from structsam_export.methods.plan import MergePlan, SplitPlan
+    from structsam_export.tokens import Tokens, WindowGrid
 
 
 @dataclass(frozen=True)
@@ -36,28 +36,28 @@ class StructSAM(MergeMethod):
     PROTECTS: ClassVar[str] = "cells with the steepest gradients"
     SOURCE: ClassVar[str] = "StructSAM, arXiv 2603.07307"
 
-    def removed(self, layout: Layout) -> int:
-        """Tokens removed in one attention call: 3 for each merged cell."""
-        return 3 * merged_cells(layout, self.rate)
+    def removed(self, grid: WindowGrid) -> int:
+        """Tokens removed in one window: 3 for each merged cell."""
+        return 3 * merged_cells(grid, self.rate)
 
-    def plan(self, tokens: Tokens) -> MergePlan:
-        """Plan for every attention call of a layer; B of the plan = images x windows."""
-        layout = tokens.layout
-        energy = gradient_energy(tokens.features, layout, "sobel")
-        cells = group_by_cell(energy, layout.side)
+    def plan(self, tokens: Tokens) -> MergePlan | SplitPlan:
+        """Plan for all windows of a block; B of the plan = images x windows."""
+        grid = tokens.grid
+        energy = gradient_energy(tokens.features, grid, "sobel")
+        cells = group_by_cell(energy, grid.window_shape)
         steepest = cells.amax(-1)
-        steepest = rank_pads_first(steepest, layout)
-        merged = merged_cells(layout, self.rate)
-        plan = cell_plan(steepest, cells.argmin(-1), layout, merged)
+        steepest = rank_pads_first(steepest, grid)
+        merged = merged_cells(grid, self.rate)
+        plan = cell_plan(steepest, cells.argmin(-1), grid, merged)
         if self.variant == "cell":
-            return replace(plan, pads=pad_slots(layout, merged))
+            return replace(plan, pads=pad_slots(grid, merged))
         first = plan.kept - plan.groups
-        alone, dst = plan.pos[:, :first], plan.pos[:, first:]
-        metric = layout.partition(tokens.features)
-        return match(metric, plan.sources, dst, self.removed(layout), layout, alone=alone)
+        protected, dst = plan.pos[:, :first], plan.pos[:, first:]
+        metric = grid.partition(tokens.features)
+        return match(metric, plan.sources, dst, self.removed(grid), grid, protected=protected)
 
-    def macs(self, layout: Layout, head_dim: int) -> int:
+    def macs(self, grid: WindowGrid, head_dim: int) -> int:
         """MACs of energy (two 3x3 kernels a channel) and matching in one block, batch 1."""
-        energy = 2 * 9 * layout.grid[0] * layout.grid[1] * head_dim
-        merged = merged_cells(layout, self.rate)
-        return energy + (layout.calls * 3 * merged * merged * head_dim if self.variant == "bsm" else 0)
+        energy = 2 * 9 * grid.shape[0] * grid.shape[1] * head_dim
+        merged = merged_cells(grid, self.rate)
+        return energy + (grid.windows * 3 * merged * merged * head_dim if self.variant == "bsm" else 0)

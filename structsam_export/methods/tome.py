@@ -14,7 +14,7 @@ from structsam_export.methods.matching import fixed_partition, match, mergeable
 
 if TYPE_CHECKING:
     from structsam_export.methods.plan import MergePlan
-    from structsam_export.methods.tokens import Layout, Tokens
+    from structsam_export.tokens import Tokens, WindowGrid
 
 
 @dataclass(frozen=True)
@@ -28,24 +28,24 @@ class ToMe(MergeMethod):
     PROTECTS: ClassVar[str] = "nothing; every second column always stays"
     SOURCE: ClassVar[str] = "ToMe, arXiv 2210.09461"
 
-    def destinations(self, layout: Layout) -> tuple[int, ...]:
-        """Odd tokens of one attention call."""
-        return tuple(range(1, layout.tokens, 2))
+    def destinations(self, grid: WindowGrid) -> tuple[int, ...]:
+        """Odd tokens of one window."""
+        return tuple(range(1, grid.tokens, 2))
 
-    def removed(self, layout: Layout) -> int:
+    def removed(self, grid: WindowGrid) -> int:
         """floor(N * rate), at most the sources."""
         if self.compat:
-            return min(self.budget(layout), layout.tokens - len(self.destinations(layout)))
-        return min(self.budget(layout), mergeable(layout, self.destinations(layout)))
+            return min(self.budget(grid), grid.tokens - len(self.destinations(grid)))
+        return min(self.budget(grid), mergeable(grid, self.destinations(grid)))
 
     def plan(self, tokens: Tokens) -> MergePlan:
-        """Plan for every attention call of a layer; B of the plan = images x windows."""
-        layout = tokens.layout
-        metric = layout.partition(tokens.features.float())
-        src, dst = fixed_partition(layout, self.destinations(layout), metric.device)
-        return match(metric, src, dst, self.removed(layout), layout, plain=bool(self.compat))
+        """Plan for all windows of a block; B of the plan = images x windows."""
+        grid = tokens.grid
+        metric = grid.partition(tokens.features.float())
+        src, dst = fixed_partition(grid, self.destinations(grid), metric.device)
+        return match(metric, src, dst, self.removed(grid), grid, plain=bool(self.compat))
 
-    def macs(self, layout: Layout, head_dim: int) -> int:
+    def macs(self, grid: WindowGrid, head_dim: int) -> int:
         """One similarity for every pair of source and destination."""
-        dst = len(self.destinations(layout))
-        return layout.calls * (layout.tokens - dst) * dst * head_dim
+        dst = len(self.destinations(grid))
+        return grid.windows * (grid.tokens - dst) * dst * head_dim

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from structsam_export.methods.cells import cell_indices
-from structsam_export.methods.patterns import quarters, subset
+from structsam_export.methods.patterns import corners, subset
 from structsam_export.methods.tome import ToMe
 
 if TYPE_CHECKING:
-    from structsam_export.methods.tokens import Layout
+    from structsam_export.tokens import WindowGrid
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class ToMeSD(ToMe):
     PROTECTS: ClassVar[str] = "nothing; a fixed quarter of the tokens always stays"
     SOURCE: ClassVar[str] = "ToMeSD, arXiv 2303.17604"
 
-    def destinations(self, layout: Layout) -> tuple[int, ...]:
-        """Destinations of one attention call, constants of its size."""
+    def destinations(self, grid: WindowGrid) -> tuple[int, ...]:
+        """Destinations of one window, constants of its size."""
         if self.variant == "rand25":
-            return subset(self.seed, layout.tokens, layout.tokens // 4)
-        cells, _ = cell_indices(layout.side)
+            return subset(self.seed, grid.tokens, grid.tokens // 4)
+        cells, _ = cell_indices(grid.window_shape)
         if self.variant == "stride2x2":
             return tuple(cell[0] for cell in cells)
-        return tuple(cell[q] for cell, q in zip(cells, quarters(self.seed, len(cells))))
+        return tuple(cell[q] for cell, q in zip(cells, corners(self.seed, len(cells))))

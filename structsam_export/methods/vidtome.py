@@ -11,12 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from structsam_export.methods.patterns import quarters
+from structsam_export.methods.patterns import corners
 from structsam_export.methods.tome import ToMe
 
 if TYPE_CHECKING:
     from structsam_export.methods.plan import MergePlan
-    from structsam_export.methods.tokens import Layout, Tokens
+    from structsam_export.tokens import Tokens, WindowGrid
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class VidToMe(ToMe):
     PROTECTS: ClassVar[str] = "nothing; one of four phases always stays, unchanged"
     SOURCE: ClassVar[str] = "VidToMe, arXiv 2312.10656, adapted by us"
 
-    def destinations(self, layout: Layout) -> tuple[int, ...]:
+    def destinations(self, grid: WindowGrid) -> tuple[int, ...]:
         """All tokens of the chosen phase."""
-        width, (phase,) = layout.side[1], quarters(self.seed, 1)
-        return tuple(t for t in range(layout.tokens) if (t // width % 2, t % width % 2) == divmod(phase, 2))
+        width, (phase,) = grid.window_shape[1], corners(self.seed, 1)
+        return tuple(t for t in range(grid.tokens) if (t // width % 2, t % width % 2) == divmod(phase, 2))
 
     def plan(self, tokens: Tokens) -> MergePlan:
-        """Plan for every attention call of a layer; B of the plan = images x windows."""
+        """Plan for all windows of a block; B of the plan = images x windows."""
         return replace(super().plan(tokens), reduce="replace")

@@ -14,7 +14,7 @@ from structsam_export.errors import CheckpointError, unknown_name
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
 
-    from structsam_export.models.geometry import EncoderGeometry
+    from structsam_export.geometry import EncoderGeometry
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class ModelSpec:
     Args:
         name: what `--model` takes.
         title: what reports print.
-        architecture: "demo", or a key of `segment_anything.sam_model_registry`.
+        architecture: a key of `ARCHITECTURES`.
         preprocessing: "sam" (resize the long side, normalise, pad) or "medsam" (resize to a square, scale to 0..1).
         url: official weights, or None.
         sha256: hex digest of the official file, or None.
@@ -88,6 +88,13 @@ _SPECS = (
     ModelSpec("medsam", "MedSAM ViT-B", "vit_b", "medsam"),
 )
 
+# Architecture -> "module:function" that builds it with random weights.
+ARCHITECTURES = {
+    "demo": "structsam_export.models.demo:build_demo",
+    "vit_b": "segment_anything:build_sam_vit_b",
+    "vit_l": "segment_anything:build_sam_vit_l",
+    "vit_h": "segment_anything:build_sam_vit_h",
+}
 MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _SPECS}
 
 
@@ -110,9 +117,9 @@ def load_model(name: str, checkpoint: Path | None = None) -> LoadedModel:
         CheckpointError: weights are missing, corrupt or of another model, or cannot be downloaded.
         OutputError: the download cannot be stored.
     """
+    from structsam_export.hosts import geometry_of
     from structsam_export.models.checkpoint import load_into, read_state_dict
     from structsam_export.models.download import fetch, sha256_of
-    from structsam_export.models.geometry import from_encoder
 
     spec = model_spec(name)
     digest = None
@@ -126,7 +133,7 @@ def load_model(name: str, checkpoint: Path | None = None) -> LoadedModel:
     sam = _build(spec.architecture)
     load_into(sam, state, path, name)
     sam.eval().requires_grad_(False)
-    return LoadedModel(spec, sam, path, digest or sha256_of(path), from_encoder(sam.image_encoder))
+    return LoadedModel(spec, sam, path, digest or sha256_of(path), geometry_of(sam.image_encoder))
 
 
 def _bundled() -> Path:
@@ -143,14 +150,11 @@ def _bundled() -> Path:
 
 def _build(architecture: str) -> Any:
     """A `Sam` without storage: every tensor of its state dict is on the meta device until weights are loaded."""
+    from importlib import import_module
+
     import torch
 
+    module, function = ARCHITECTURES[architecture].split(":")
     # Random initialisation of ViT-H takes seconds and 2.5 GB only to be overwritten.
     with torch.device("meta"):
-        if architecture == "demo":
-            from structsam_export.models.demo import build_demo
-
-            return build_demo()
-        from segment_anything import sam_model_registry
-
-        return sam_model_registry[architecture](checkpoint=None)
+        return getattr(import_module(module), function)()

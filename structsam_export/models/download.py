@@ -10,8 +10,9 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from structsam_export import artifact
+from structsam_export import files
 from structsam_export.errors import CheckpointError, OutputError
+from structsam_export.paths import cache_dir
 
 if TYPE_CHECKING:
     from structsam_export.models import ModelSpec
@@ -28,14 +29,9 @@ def sha256_of(path: Path) -> str:
         CheckpointError: the file cannot be read.
     """
     try:
-        return artifact.sha256_of(path)
+        return files.sha256_of(path)
     except OSError as error:
         raise CheckpointError(f"Checkpoint {path} cannot be read: {error.strerror}.") from error
-
-
-def cache_dir() -> Path:
-    """$STRUCTSAM_CACHE, or ~/.cache/structsam-export."""
-    return Path(os.environ.get("STRUCTSAM_CACHE") or "~/.cache/structsam-export").expanduser()
 
 
 def fetch(spec: ModelSpec, cache: Path | None = None) -> Path:

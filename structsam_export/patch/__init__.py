@@ -1,6 +1,6 @@
-"""Stage 1: token merging in a model's attention blocks; reversible, safe to apply twice, used as a `with` block.
+"""Stage 1: methods in an encoder's blocks; reversible, safe to apply twice, used as a `with` block.
 
-A host is a model family whose blocks can be patched. Hosts know no method: all they use is a plan.
+Everything here works on the views of a host (`hosts`) and on roles (`roles.py`): it knows no model and no method.
 """
 
 from __future__ import annotations
@@ -8,50 +8,28 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from structsam_export.errors import UsageError
+from structsam_export.hosts import host_of
+from structsam_export.roles import assign, blocks_of
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
-    from structsam_export.methods import Method
-
-# Class name of the encoder -> module with `apply(encoder, blocks, mlp)`, `remove(encoder)`, `recording(encoder)` ...
-HOSTS = {"ImageEncoderViT": "structsam_export.patch.sam"}
-
-
-def host_of(encoder: nn.Module) -> Any:
-    """The host module of an encoder, found by class name so that no model library is imported.
-
-    Raises:
-        UsageError: no host knows this encoder.
-    """
-    names = [cls.__name__ for cls in type(encoder).__mro__ if cls.__name__ in HOSTS]
-    if not names:
-        known = ", ".join(HOSTS)
-        raise UsageError(f"Cannot patch an encoder of class '{type(encoder).__name__}'. Supported: {known}.")
-    return import_module(HOSTS[names[0]])
-
-
-def blocks_of(method: Method | Mapping[int, Method], layers: Iterable[int] | None) -> dict[int, Method]:
-    """One method for `layers`, or a method for each block, as a mapping from block to method."""
-    if isinstance(method, Mapping):
-        return dict(method)
-    return dict.fromkeys(sorted(set(layers or ())), method)
+    from structsam_export.roles import Decision, Method, MLPPolicy, Plan, Role
 
 
 def apply_patch(
     encoder: nn.Module,
     method: Method | Mapping[int, Method],
     layers: Iterable[int] | None = None,
-    mlp: Any = None,
+    mlp: MLPPolicy | None = None,
 ) -> nn.Module:
-    """Merge tokens in place; an earlier patch is removed first.
+    """Patch an encoder in place; an earlier patch is removed first.
 
     Args:
-        encoder: a SAM image encoder.
+        encoder: an image encoder of a known host.
         method: one method for all of `layers`, or a mapping from block to method.
         layers: blocks to patch, not read with a mapping.
         mlp: MLP policy of `methods.mlp`, or None for dense MLPs.
@@ -60,13 +38,24 @@ def apply_patch(
         UsageError: no host knows the encoder, or the methods cannot work together on it.
     """
     remove_patch(encoder)
-    host_of(encoder).apply(encoder, blocks_of(method, layers), mlp)
+    geometry = host_of(encoder).geometry(encoder)
+    return apply_roles(encoder, assign(geometry, blocks_of(method, layers), mlp))
+
+
+def apply_roles(encoder: nn.Module, roles: Mapping[int, Role]) -> nn.Module:
+    """Patch an encoder in place with roles that are assigned already (`Schedule.roles`); see `apply_patch`."""
+    from structsam_export.patch.encoder import apply
+
+    remove_patch(encoder)
+    apply(encoder, roles)
     return encoder
 
 
 def remove_patch(encoder: nn.Module) -> nn.Module:
     """Undo `apply_patch`; does nothing on a stock encoder."""
-    host_of(encoder).remove(encoder)
+    from structsam_export.patch.encoder import remove
+
+    remove(encoder)
     return encoder
 
 
@@ -75,7 +64,7 @@ def patched(
     encoder: nn.Module,
     method: Method | Mapping[int, Method],
     layers: Iterable[int] | None = None,
-    mlp: Any = None,
+    mlp: MLPPolicy | None = None,
 ) -> Iterator[nn.Module]:
     """`apply_patch` for the length of a `with` block; removed even after an exception."""
     apply_patch(encoder, method, layers, mlp)
@@ -83,6 +72,79 @@ def patched(
         yield encoder
     finally:
         remove_patch(encoder)
+
+
+def roles_of(encoder: nn.Module) -> dict[int, Role]:
+    """Roles of the patched blocks, by number; empty on a stock encoder."""
+    from structsam_export.patch.encoder import patch_of
+
+    patch = patch_of(encoder)
+    return {} if patch is None else dict(sorted(patch.roles.items()))
+
+
+def decisions_of(encoder: nn.Module) -> dict[str, type[Plan]]:
+    """Kind of plan of every decision a forward pass takes, by name ("plan.3", "grid.2", "mlp.2"), in order."""
+    return {name: plan for role in roles_of(encoder).values() for name, plan in role.decisions}
+
+
+def reduced_blocks(encoder: nn.Module) -> tuple[int, ...]:
+    """Blocks whose attention computes less than the stock one."""
+    return tuple(index for index, role in roles_of(encoder).items() if role.reduced)
+
+
+@contextmanager
+def recording(encoder: nn.Module) -> Iterator[dict[str, Decision]]:
+    """Collect the decisions of forward passes in the `with` block, by name."""
+    from structsam_export.patch.encoder import patch_of
+
+    decisions: dict[str, Decision] = {}
+    patch = patch_of(encoder)
+    if patch is not None:
+        patch.decisions = decisions
+    try:
+        yield decisions
+    finally:
+        if patch is not None:
+            patch.decisions = None
+
+
+@contextmanager
+def prompted(encoder: nn.Module, boxes: Tensor | None) -> Iterator[None]:
+    """Forward passes in the `with` block know the prompt: boxes (B, 4), x0 y0 x1 y1 in input pixels, or None."""
+    from structsam_export.patch.encoder import patch_of
+    from structsam_export.tokens import prompt_region
+
+    patch, region = patch_of(encoder), None
+    if boxes is not None:
+        geometry = host_of(encoder).geometry(encoder)
+        region = prompt_region(boxes, geometry.grid, geometry.patch_size)
+    if patch is not None:
+        patch.region = region
+    try:
+        yield
+    finally:
+        if patch is not None:
+            patch.region = None
+
+
+@contextmanager
+def observed(encoder: nn.Module) -> Iterator[dict[int, Tensor]]:
+    """Collect what merge methods would see in the blocks of a stock encoder: features (B, H, W, d), by block."""
+    from structsam_export.patch.block import head_mean
+
+    features: dict[int, Tensor] = {}
+    host = host_of(encoder)
+    shape = host.geometry(encoder).grid
+
+    def watch(index: int, view: Any) -> Any:
+        return lambda module, inputs, y: features.update({index: head_mean(view.attention, view.to_grid(y, shape))})
+
+    hooks = [view.norm1.register_forward_hook(watch(i, view)) for i, view in enumerate(host.blocks(encoder))]
+    try:
+        yield features
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def resolve_layers(spec: str, depth: int, global_layers: Sequence[int]) -> tuple[int, ...]:

@@ -1,72 +1,70 @@
-"""SAM's global attention with all queries and a part of the keys.
+"""Global attention with all queries and a part of the keys.
 
-Weights, relative positions and the softmax are `segment_anything`'s own; what is not visited is left out of the
-softmax, not approximated. Relative positions are q.R in lines of the grid times the key's one-hot row and column, so
-that scores are sums of products, which `rewrite.relative_position` folds into one.
+Weights, relative positions and the softmax are the block's own; what is not visited is left out of the softmax, not
+approximated. Relative positions are q.R in lines of the grid times the key's one-hot row and column, so that scores are
+sums of products, which `rewrite.relative_position` folds into one.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from structsam_export.methods.sparsesam import tile_order
 from structsam_export.patch.attention import project
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
-    from structsam_export.methods.sparsesam import KeyPlan
+    from structsam_export.roles import Keys
+    from structsam_export.views import AttentionView
 
 NEVER = -1e4  # added to a score that must not count; exp of it is 0 in every precision, and FP16 can hold it
 
 
-def all_keys(attn: nn.Module, x: Tensor) -> Tensor:
+def all_keys(attn: AttentionView, x: Tensor) -> Tensor:
     """The keys of every token, x (B, H, W, D) -> (B, heads, N, d), before any position."""
-    D = x.shape[-1]
-    return heads_of(attn, project(attn, x.flatten(1, 2), D, 2 * D))[0]
+    return heads_of(attn, project(attn, x.flatten(1, 2), "k"))[0]
 
 
-def stripe_attention(attn: nn.Module, x: Tensor, plan: KeyPlan) -> Tensor:
+def stripe_attention(attn: AttentionView, x: Tensor, plan: Keys) -> Tensor:
     """Attention of all tokens x (B, H, W, D) to the keys of a plan -> (B, H, W, D)."""
-    m: Any = attn
     B, H, W, D = x.shape
     tokens = x.flatten(1, 2)
-    q = heads_of(m, project(m, tokens, 0, D))[0]
-    left = query_factors(m, q, (H, W))
-    y = tiled(m, tokens, left, plan, (H, W)) if plan.tile else striped(m, tokens, left, plan, (H, W))
-    return m.proj(y.transpose(1, 2).reshape(B, H, W, D))  # type: ignore[no-any-return]
+    q = heads_of(attn, project(attn, tokens, "q"))[0]
+    left = query_factors(attn, q, (H, W))
+    attend = tiled if plan.own_groups((H, W)) else striped
+    y = attend(attn, tokens, left, plan, (H, W))
+    return attn.output(y.transpose(1, 2).reshape(B, H, W, D))
 
 
-def striped(attn: nn.Module, x: Tensor, left: list[Tensor], plan: KeyPlan, grid: tuple[int, int]) -> Tensor:
+def striped(attn: AttentionView, x: Tensor, left: list[Tensor], plan: Keys, shape: tuple[int, int]) -> Tensor:
     """Each query over plan.keys alone: x (B, N, D), query factors -> (B, heads, N, d)."""
-    D = x.shape[-1]
-    k, v = heads_of(attn, project(attn, plan.pick(x), D, 3 * D))  # only the visited rows are projected
-    right = [k.transpose(-2, -1), *stripe_lines(plan, grid, k)]
+    k, v = heads_of(attn, project(attn, plan.pick(x), "kv"))  # only the visited rows are projected
+    right = [k.transpose(-2, -1), *stripe_lines(plan, shape, k)]
     scores = left[0] @ right[0]
     for a, b in zip(left[1:], right[1:]):
         scores = scores + a @ b
     return scores.softmax(-1) @ v
 
 
-def tiled(attn: nn.Module, x: Tensor, left: list[Tensor], plan: KeyPlan, grid: tuple[int, int]) -> Tensor:
-    """Each query over plan.keys and its own group of `tile_order`: x (B, N, D), query factors -> (B, heads, N, d).
+def tiled(attn: AttentionView, x: Tensor, left: list[Tensor], plan: Keys, shape: tuple[int, int]) -> Tensor:
+    """Each query over plan.keys and its own group of tokens: x (B, N, D), query factors -> (B, heads, N, d).
 
     Queries are listed group by group, so that no scores need to be moved.
     """
     import torch
 
-    N, D = x.shape[1:]
-    listed = tile_order(grid, plan.tile)
+    N = x.shape[1]
+    listed = plan.own_groups(shape)
     groups = torch.tensor(listed, device=x.device)  # (G, n)
     order = groups.flatten()
-    kv = project(attn, x, D, 3 * D)
+    kv = project(attn, x, "kv")
     k, v = heads_of(attn, plan.pick(kv))
     own_k, own_v = (t.index_select(2, order).unflatten(2, groups.shape) for t in heads_of(attn, kv))
 
     q = torch.cat(left, -1).index_select(2, order)  # the sum of products as one, in both parts of the softmax
-    lines = stripe_lines(plan, grid, k) if len(left) > 1 else []
+    lines = stripe_lines(plan, shape, k) if len(left) > 1 else []
     shared = q @ beside(k.transpose(-2, -1), lines)
-    lines = lines_of(groups, grid, k) if len(left) > 1 else []
+    lines = lines_of(groups, shape, k) if len(left) > 1 else []
     own = q.unflatten(2, groups.shape) @ beside(own_k.transpose(-2, -1), [t.squeeze(1) for t in lines])
     twice = plan.membership(N)[: 1 if plan.fixed else None].index_select(1, order)
     own = own + NEVER * twice.to(q.dtype).view(-1, 1, len(groups), 1, groups.shape[1])
@@ -78,36 +76,34 @@ def tiled(attn: nn.Module, x: Tensor, left: list[Tensor], plan: KeyPlan, grid: t
     return y.index_select(2, torch.tensor(sorted(range(N), key=flat.__getitem__), device=x.device))
 
 
-def query_factors(attn: nn.Module, q: Tensor, grid: tuple[int, int]) -> list[Tensor]:
+def query_factors(attn: AttentionView, q: Tensor, shape: tuple[int, int]) -> list[Tensor]:
     """What queries (B, heads, N, d) bring to the scores: q * scale, then q.Rh (.., N, H) and q.Rw (.., N, W)."""
     import torch
-    from segment_anything.modeling.image_encoder import get_rel_pos
 
-    m: Any = attn
-    if not m.use_rel_pos:
-        return [q * m.scale]
-    H, W = grid
-    at = q.unflatten(2, grid)
-    rel_h = torch.einsum("bnhwc,hkc->bnhwk", at, get_rel_pos(H, H, m.rel_pos_h))
-    rel_w = torch.einsum("bnhwc,wkc->bnhwk", at, get_rel_pos(W, W, m.rel_pos_w))
-    return [q * m.scale, rel_h.flatten(2, 3), rel_w.flatten(2, 3)]
+    if not attn.has_positions:
+        return [q * attn.scale]
+    H, W = shape
+    at = q.unflatten(2, shape)
+    rel_h = torch.einsum("bnhwc,hkc->bnhwk", at, attn.positions(0, H))
+    rel_w = torch.einsum("bnhwc,wkc->bnhwk", at, attn.positions(1, W))
+    return [q * attn.scale, rel_h.flatten(2, 3), rel_w.flatten(2, 3)]
 
 
-def stripe_lines(plan: KeyPlan, grid: tuple[int, int], like: Tensor) -> list[Tensor]:
+def stripe_lines(plan: Keys, shape: tuple[int, int], like: Tensor) -> list[Tensor]:
     """One-hot rows and columns of the plan's keys, (B, 1, H, nk) and (B, 1, W, nk); B is 1 if the keys are fixed."""
-    return lines_of(plan.keys[:1] if plan.fixed else plan.keys, grid, like)
+    return lines_of(plan.keys[:1] if plan.fixed else plan.keys, shape, like)
 
 
-def lines_of(index: Tensor, grid: tuple[int, int], like: Tensor) -> list[Tensor]:
+def lines_of(index: Tensor, shape: tuple[int, int], like: Tensor) -> list[Tensor]:
     """Which row and which column of the grid each token of index (M, n) is on: one-hot (M, 1, H, n), (M, 1, W, n)."""
     import torch
 
-    H, W = grid
+    H, W = shape
     place = torch.arange(H * W, device=index.device)
     coordinates = ((place // W)[index], (place % W)[index])
     return [
         (at[:, None, None, :] == torch.arange(size, device=index.device)[:, None]).to(like.dtype)
-        for at, size in zip(coordinates, grid)
+        for at, size in zip(coordinates, shape)
     ]
 
 
@@ -118,10 +114,8 @@ def beside(keys: Tensor, lines: list[Tensor]) -> Tensor:
     return torch.cat([keys, *(t.expand(*keys.shape[:-2], -1, -1) for t in lines)], -2)
 
 
-def heads_of(attn: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+def heads_of(attn: AttentionView, x: Tensor) -> tuple[Tensor, ...]:
     """Split projections (B, n, parts * D) into tensors (B, heads, n, d)."""
-    m: Any = attn
     B, n, width = x.shape
-    D = m.qkv.in_features
-    parts: tuple[Tensor, ...] = x.view(B, n, width // D, m.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    parts: tuple[Tensor, ...] = x.view(B, n, width // attn.dim, attn.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
     return parts

@@ -50,7 +50,7 @@ def measuring_session(path: Path) -> tuple[Any, list[str], dict[str, list[str]]]
     import onnx
     import onnxruntime as ort
 
-    from structsam_export.artifact import disk_errors
+    from structsam_export.files import disk_errors
 
     options = ort.SessionOptions()
     options.log_severity_level = 3

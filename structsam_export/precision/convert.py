@@ -118,7 +118,7 @@ def save(model: Any, target: Path) -> None:
     """Write a model, weights inside as long as protobuf takes them."""
     import onnx
 
-    from structsam_export.artifact import disk_errors
+    from structsam_export.files import disk_errors
     from structsam_export.rewrite import INLINE_LIMIT
 
     beside = sum(len(t.raw_data) for t in model.graph.initializer) > INLINE_LIMIT

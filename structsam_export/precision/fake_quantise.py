@@ -27,7 +27,7 @@ def fake_quantised(source: Path, target: Path) -> None:
     """
     import onnx
 
-    from structsam_export.artifact import disk_errors
+    from structsam_export.files import disk_errors
 
     model = onnx.load(str(source), load_external_data=False)
     fake_quantise(model.graph, low_types(model))

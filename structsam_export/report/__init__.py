@@ -3,136 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from structsam_export.artifact import Manifest, fp32_encoder
-from structsam_export.macs import graph_macs, paper_macs
+from structsam_export.macs import graph_macs, paper_macs, scheduled_macs
+from structsam_export.report.tokens import prompt_report, token_counts
 
 if TYPE_CHECKING:
-    from structsam_export.models.geometry import EncoderGeometry
-    from structsam_export.patch.roles import Role
-    from structsam_export.schedule import Schedule
-    from structsam_export.validate.stages import Validation
+    from structsam_export.backends.base import Engine
+    from structsam_export.folder import ExportFolder
+    from structsam_export.job import Job
+    from structsam_export.validate.parity import Validation
 
 SCHEMA = 1
 
 
-def build_report(
-    manifest: Manifest,
-    geometry: EncoderGeometry,
-    schedule: Schedule,
-    found: Validation,
-    folder: Path,
-) -> dict[str, Any]:
+def build_report(job: Job, folder: ExportFolder, found: Validation) -> dict[str, Any]:
     """Assemble `report.json`; keys are the contract of the README ("What the report looks like")."""
-    config = manifest.config
-    engines = [{**e, "executed": e["file"] in found.executed} for e in manifest.engines]
+    manifest, config, geometry = folder.manifest, folder.config, job.loaded.geometry
+    schedule, method, results = job.schedule, job.schedule.method, folder.manifest.results
+    engines = [{**e.to_dict(), "executed": e.file in found.executed} for e in manifest.engines]
+    photos = found.reference.inputs.photos
     return {
         "schema": SCHEMA,
         "passed": found.passed,
         "model": {**manifest.model, "name": config.model},
         "method": {
             "name": config.method,
-            "variant": schedule.method.variant,
+            "variant": method.variant,
             "compat": config.compat,
-            "params": {key: getattr(schedule.method, key) for key in getattr(schedule.method, "PARAMS", {})},
+            "params": {key: getattr(method, key) for key in method.PARAMS},
             "prompt_aware": config.prompt_aware,
-            "source": schedule.method.SOURCE,
+            "source": method.SOURCE,
         },
         "rate": schedule.rate,
         "rates": {str(layer): rate for layer, rate in schedule.rates.items()},
-        "layers": list(found.layers),
+        "layers": list(found.reference.layers),
         "mlp": {"policy": config.mlp, "density": getattr(schedule.mlp, "density", None)},
         "tokens": token_counts(geometry, schedule),
         "macs": {
             "dense": paper_macs(geometry),
-            "paper": paper_macs(geometry, schedule.blocks, mlp=schedule.mlp),
-            "graph": graph_macs(fp32_encoder(folder)) // config.batch,
+            "paper": scheduled_macs(geometry, schedule),
+            "graph": graph_macs(folder.fp32_encoder()) // config.batch,
         },
-        "rewrite": manifest.results.get("rewrite", {}),
-        "precision": manifest.results.get("precision"),
-        "graph": manifest.results.get("graph", {}),
-        "parity": found.parity,
-        "quality": found.quality,
-        **({"prompt": prompt_report(found, geometry)} if config.prompt_aware else {}),
-        "latency": found.latency,
-        "engine": engine_summary(engines),
+        "rewrite": results.rewrite,
+        "precision": results.precision,
+        "graph": results.graph,
+        "parity": {name: row.to_dict() for name, row in found.parity.items()},
+        "quality": dict(found.quality),
+        **({"prompt": prompt_report(found.reference, geometry)} if config.prompt_aware else {}),
+        "latency": dict(found.latency),
+        "engine": engine_summary(manifest.engines, found.executed),
         "engines": engines,
-        "photos": [{"name": p.name, "prompts": [q.name for q in p.prompts]} for p in found.photos],
+        "photos": [{"name": p.name, "prompts": [q.name for q in p.prompts]} for p in photos],
         "config": config.to_dict(),
         "versions": manifest.versions,
     }
 
 
-def token_counts(geometry: EncoderGeometry, schedule: Schedule) -> dict[str, Any]:
-    """N and n of one attention call in global and in windowed blocks (the first of each kind that is patched).
-
-    `effective_rate` is the share of tokens, or of keys where tokens stay, that really goes; `keys` is what a query
-    attends to. A grid that shrinks has fewer tokens in every block that follows.
-    """
-    from structsam_export.patch.roles import assign
-
-    roles = assign(geometry, schedule.blocks, schedule.mlp)
-    counts: dict[str, Any] = {}
-    for kind in ("global", "window"):
-        of_kind = [i for i, w in enumerate(geometry.windows) if (w == 0) == (kind == "global")]
-        if not of_kind:
-            counts[kind] = None
-            continue
-        chosen = next((i for i in of_kind if i in roles and roles[i].reduced), of_kind[0])
-        counts[kind] = layer_counts(geometry, chosen, roles.get(chosen))
-    return counts
-
-
-def layer_counts(geometry: EncoderGeometry, layer: int, role: Role | None) -> dict[str, Any]:
-    """Token counts of one block."""
-    N = geometry.layout(layer).tokens
-    row: dict[str, Any] = {"N": N, "n": N, "effective_rate": 0.0}
-    if role is None or not role.reduced:
-        return row
-    if role.shrunk:
-        grid = role.layout.grid
-        row |= {"n": role.layout.tokens, "grid": list(grid)}
-        row["effective_rate"] = round(1 - grid[0] * grid[1] / geometry.tokens_global, 6)
-    elif role.attend.KIND == "keys":
-        row |= {"keys": role.attend.kept_keys(role.layout)}
-        row["effective_rate"] = round(1 - row["keys"] / N, 6)
-    else:
-        groups = role.attend.groups(role.layout)
-        row["n"] = groups[-1][1]
-        if len(groups) > 1:
-            row["calls"] = [{"calls": calls, "n": n} for calls, n in groups]
-        kept = sum(calls * n for calls, n in groups)
-        row["effective_rate"] = round(1 - kept / (role.layout.calls * N), 6)
-    return row
-
-
-def prompt_report(found: Validation, geometry: EncoderGeometry) -> dict[str, Any]:
-    """Per photo: tokens of the prompt's region, and how many of them had to merge, by block.
-
-    None should; some must where the region is larger than what the rate leaves.
-    """
-    from structsam_export.methods.tokens import Layout
-    from structsam_export.validate.decisions import decided, merged_tokens
-
-    rows = {}
-    for photo, decisions, outputs in zip(found.photos, found.decisions, found.stages["eager"].outputs):
-        regions = {name: d.inputs[1] for name, d in decisions.items() if len(d.inputs) > 1}
-        touched, size = {}, 0
-        for name, region in regions.items():
-            layout = Layout(geometry.grid, geometry.windows[int(name.split(".")[1])])
-            inside = layout.partition(region.unsqueeze(-1)).squeeze(-1).numpy() > 0
-            size = int(inside.sum())
-            touched[name.split(".")[1]] = int((merged_tokens(decided(outputs, name)) & inside).sum())
-        rows[photo.name] = {"region_tokens": size, "merged": touched}
-    return rows
-
-
-def engine_summary(engines: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+def engine_summary(engines: Sequence[Engine], executed: Sequence[str]) -> dict[str, Any] | None:
     """The encoder engine that ran, or the first that was built; None if none was."""
-    encoders = [e for e in engines if e["part"] == "encoder"]
+    encoders = [e for e in engines if e.part == "encoder"]
     if not encoders:
         return None
-    chosen = next((e for e in encoders if e["executed"]), encoders[0])
-    return {key: chosen[key] for key in ("file", "backend", "version", "sm", "sha256", "bytes", "executed")}
+    chosen = next((e for e in encoders if e.file in executed), encoders[0])
+    values = chosen.to_dict() | {"executed": chosen.file in executed}
+    return {key: values[key] for key in ("file", "backend", "version", "sm", "sha256", "bytes", "executed")}

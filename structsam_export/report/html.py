@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from structsam_export.metrics import mask_ious
 from structsam_export.report import pictures
-from structsam_export.validate.metrics import mask_ious
 
 if TYPE_CHECKING:
-    from structsam_export.models.geometry import EncoderGeometry
-    from structsam_export.validate.stages import Validation
+    from structsam_export.geometry import EncoderGeometry
+    from structsam_export.validate.parity import Validation
 
 NAMES = {
     "dense": "PyTorch, unpatched",
@@ -23,11 +23,9 @@ NAMES = {
 
 def render(report: dict[str, Any], found: Validation, geometry: EncoderGeometry) -> str:
     """The report as one HTML page."""
-    from jinja2 import Environment, PackageLoader, select_autoescape
+    from jinja2 import Environment, PackageLoader
 
-    environment = Environment(
-        loader=PackageLoader("structsam_export", "report"), autoescape=select_autoescape(), trim_blocks=True
-    )
+    environment = Environment(loader=PackageLoader("structsam_export", "report"), autoescape=True, trim_blocks=True)
     environment.filters["num"] = number
     return environment.get_template("report.html.j2").render(
         r=report, names=names_of(report), photos=photo_rows(found), maps=token_maps(found, geometry)
@@ -35,9 +33,9 @@ def render(report: dict[str, Any], found: Validation, geometry: EncoderGeometry)
 
 
 def names_of(report: dict[str, Any]) -> dict[str, str]:
-    """What the stages of a report are called; a low precision says that it was emulated."""
+    """What the stages of a report are called; a low precision says how it was computed."""
     kind = report["config"]["precision"]
-    return NAMES if kind == "fp32" else NAMES | {"onnx": f"ONNX rewritten, {kind.upper()}, emulated"}
+    return NAMES if kind == "fp32" else NAMES | {"onnx": f"ONNX rewritten, {kind.upper()}, fake-quantised"}
 
 
 def number(value: Any) -> str:
@@ -59,7 +57,7 @@ def last_stage(found: Validation) -> str:
 def photo_rows(found: Validation) -> list[dict[str, Any]]:
     """Per photo: prompts, eager masks, exported masks, their difference, and the IoU of each prompt's masks."""
     last, rows = last_stage(found), []
-    for i, photo in enumerate(found.photos):
+    for i, photo in enumerate(found.reference.inputs.photos):
         eager, final, dense = (found.stages[s].masks[i] for s in ("eager", last, "dense"))
         shots = {
             "photo": pictures.with_prompts(photo.image, photo.prompts),
@@ -82,8 +80,9 @@ def photo_rows(found: Validation) -> list[dict[str, Any]]:
 
 def token_maps(found: Validation, geometry: EncoderGeometry, limit: int = 3) -> list[dict[str, Any]]:
     """Merged-token maps of the first photos, one picture for every decision of PyTorch."""
-    maps = []
-    for photo, ready, decisions in list(zip(found.photos, found.prepared, found.decisions))[:limit]:
+    reference, maps = found.reference, []
+    inputs = reference.inputs
+    for photo, ready, decisions in list(zip(inputs.photos, inputs.prepared, reference.decisions))[:limit]:
         shots = {}
         for name, decision in decisions.items():
             kind, block = name.split(".")
@@ -94,7 +93,7 @@ def token_maps(found: Validation, geometry: EncoderGeometry, limit: int = 3) -> 
                 "grid": f"from block {block} on",
                 "mlp": f"MLP, by block {block}",
             }
-            groups = pictures.groups_on_grid(decision.plan, geometry.layout(int(block)))
+            groups = decision.plan.token_groups(geometry.window_grid(int(block)))
             shots[caption[kind]] = pictures.data_uri(pictures.token_map(ready, photo.image, groups), 240)
         maps.append({"name": photo.name, "shots": shots})
-    return maps if found.names else []
+    return maps if reference.names else []

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from structsam_export.validate.decisions import decided
-
 if TYPE_CHECKING:
-    from structsam_export.methods.tokens import Layout
     from structsam_export.runtime.images import Prepared
-    from structsam_export.validate.photos import Prompt
+    from structsam_export.runtime.prompts import Prompt
 
 WIDTH = 360
 # Okabe-Ito, readable with any colour vision.
@@ -63,27 +60,6 @@ def difference(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
     changed = Image.fromarray(((first != second).any(0) * 255).astype(np.uint8)).filter(ImageFilter.MaxFilter(5))
     return np.repeat(np.asarray(changed)[..., None], 3, -1)
-
-
-def groups_on_grid(plan: Any, layout: Layout) -> np.ndarray:
-    """Group id of every token of the first image on the grid (H, W), pads dropped.
-
-    Tokens of one id share a slot. Where no tokens merge (fewer keys, fewer MLP updates), those that are left out share
-    one id in each 2x2 cell.
-    """
-    import torch
-
-    H, W = layout.grid
-    if hasattr(plan, "rows"):
-        return np.asarray(plan.slot()[0].view(H, W))
-    chosen = getattr(plan, "keys", getattr(plan, "keep", None))
-    if chosen is not None:
-        token = np.arange(H * W)
-        cell = H * W + token // W // 2 * W + token % W // 2
-        return np.where(np.isin(token, chosen[0].numpy()), token, cell).reshape(H, W)
-    target = torch.from_numpy(decided({f"plan.{part}": getattr(plan, part) for part in plan.parts}, "plan"))
-    target = target + torch.arange(len(target)).unsqueeze(1) * layout.tokens
-    return np.asarray(layout.unpartition(target.unsqueeze(-1))[0, ..., 0])
 
 
 def token_map(ready: Prepared, image: np.ndarray, source: np.ndarray) -> np.ndarray:

@@ -72,11 +72,19 @@ def prepare(image: np.ndarray, size: int, preprocessing: str = "sam") -> Prepare
 
 def masks_from_logits(logits: Any, photo: Prepared, size: int) -> np.ndarray:
     """Low-resolution logits (P, h, w) -> boolean masks (P, H, W) of the photo's own size (`Sam.postprocess_masks`)."""
-    import torch
-    import torch.nn.functional as F
+    height, width = photo.resized
+    squares = (resized(low, (size, size)) for low in np.asarray(logits, np.float32))
+    return np.stack([resized(square[:height, :width], photo.original) > 0 for square in squares])  # one in memory
 
-    x = torch.as_tensor(np.asarray(logits, np.float32))[:, None]
-    x = F.interpolate(x, (size, size), mode="bilinear", align_corners=False)
-    x = x[..., : photo.resized[0], : photo.resized[1]]
-    x = F.interpolate(x, photo.original, mode="bilinear", align_corners=False)
-    return np.asarray(x[:, 0] > 0)
+
+def resized(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """A map (h, w) float32 interpolated to `shape` bilinearly, as PyTorch's `F.interpolate(align_corners=False)`."""
+    for axis, target in enumerate(shape):
+        size = values.shape[axis]
+        place = np.maximum((np.arange(target, dtype=np.float32) + np.float32(0.5)) * np.float32(size / target) - 0.5, 0)
+        low = place.astype(np.int64)
+        weight = (place - low).astype(np.float32)
+        weight = weight[:, None] if axis == 0 else weight
+        first, second = (values.take(i, axis) for i in (low, np.minimum(low + 1, size - 1)))
+        values = first * (1 - weight) + second * weight
+    return values

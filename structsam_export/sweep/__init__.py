@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from structsam_export.datasets import Sample
     from structsam_export.evaluate import Results
     from structsam_export.evaluate.store import Store
+    from structsam_export.job import Job
     from structsam_export.models import LoadedModel
-    from structsam_export.pipeline import Job
 
 __all__ = ["compare", "run"]
 

@@ -11,8 +11,8 @@ from structsam_export.errors import UsageError
 from structsam_export.methods import METHODS, method_class
 
 if TYPE_CHECKING:
+    from structsam_export.job import Job
     from structsam_export.models import LoadedModel
-    from structsam_export.pipeline import Job
 
 ALL = "all"
 
@@ -102,11 +102,11 @@ def jobs_of(configs: Sequence[ExportConfig], loaded: LoadedModel) -> tuple[list[
     """Configurations resolved against one model, and notes on those that its blocks do not allow.
 
     Raises:
-        UsageError: blocks the encoder does not have, or no configuration is left.
+        UsageError: blocks the encoder does not have, no configuration is left, or two of them are the same.
     """
+    from structsam_export.job import Job
     from structsam_export.patch import resolve_layers
-    from structsam_export.pipeline import Job
-    from structsam_export.schedule import resolve
+    from structsam_export.schedule import Request
 
     geometry = loaded.geometry
     for spec in {config.layers for config in configs} - {None}:
@@ -114,11 +114,12 @@ def jobs_of(configs: Sequence[ExportConfig], loaded: LoadedModel) -> tuple[list[
     jobs, notes = [], []
     for config in configs:
         try:
-            schedule = resolve(config, geometry)
+            jobs.append(Job.of_model(Request.of(replace(config, precision="fp32")), loaded))
         except UsageError as error:  # a method that does not go with these blocks: no reason to stop the others
             notes.append(f"{config.method} {config.variant or ''} {config.layers or ''} left out: {error}")
-        else:
-            jobs.append(Job(replace(config, rate=schedule.rate, precision="fp32"), loaded, schedule))
     if not jobs:
         raise UsageError(f"Nothing is left to try. {notes[0]}")
+    labels = [job.label for job in jobs]
+    if doubled := next((label for label in labels if labels.count(label) > 1), None):
+        raise UsageError(f"Two configurations are called '{doubled}'. Leave one of them away.")
     return jobs, list(dict.fromkeys(notes))

@@ -6,9 +6,7 @@ tokens, not what is gained once exported: `bench` measures that.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from structsam_export.evaluate.store import key_of, read
@@ -35,8 +33,8 @@ def measured(predictors: Sequence[Any], image: np.ndarray, store: Store) -> dict
     """
     import torch
 
-    from structsam_export.benchmark import cpu_name
     from structsam_export.console import stage
+    from structsam_export.environment import cpu_name
 
     facts = {"runs": RUNS, "threads": torch.get_num_threads(), "cpu": cpu_name()}
     keys = {p.name: key_of(p.identity) for p in predictors}
@@ -51,16 +49,10 @@ def measured(predictors: Sequence[Any], image: np.ndarray, store: Store) -> dict
 
 def timed(predictors: Sequence[Any], image: np.ndarray, say: Callable[[str], None]) -> dict[str, list[float]]:
     """Seconds of `RUNS` encoder calls of every model, in turns, after a warm-up."""
-    from structsam_export.benchmark.timing import interleaved
+    from structsam_export.eager import timed_encoder
+    from structsam_export.timing import interleaved
 
-    def call(model: Any) -> float:
-        encoder = model.loaded.sam.image_encoder
-        with model.schedule.patched(encoder) if model.schedule else nullcontext():
-            began = time.perf_counter()  # patching is no part of it
-            model.embedding(image, None)
-            return time.perf_counter() - began
-
-    calls: dict[str, Callable[[], object]] = {p.name: lambda p=p: call(p) for p in predictors}  # type: ignore[misc]
+    calls = {p.name: timed_encoder(p.loaded, p.schedule, image) for p in predictors}
     taken = interleaved(calls, RUNS, say)
     return {name: [round(s, 6) for s in values] for name, values in taken.items()}
 

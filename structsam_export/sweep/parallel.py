@@ -6,12 +6,10 @@ from it in order, so that they do not depend on who came first.
 
 from __future__ import annotations
 
-import copy
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from structsam_export.errors import BadInputError
 
@@ -19,8 +17,8 @@ if TYPE_CHECKING:
     from structsam_export.datasets import Sample
     from structsam_export.evaluate.predictors import Predictor
     from structsam_export.evaluate.store import Store
+    from structsam_export.job import Job
     from structsam_export.models import LoadedModel
-    from structsam_export.pipeline import Job
 
 # Weights up to this size are copied for every core; a larger model uses all cores for one image.
 SMALL = 100_000_000
@@ -28,7 +26,7 @@ SMALL = 100_000_000
 
 def workers_for(loaded: LoadedModel, images: int) -> int:
     """How many images to work on at once: as many as cores with a small model, else one."""
-    from structsam_export.benchmark import usable_cores
+    from structsam_export.environment import usable_cores
 
     weights = sum(p.numel() * p.element_size() for p in loaded.sam.parameters())
     return max(1, min(usable_cores(), images)) if weights <= SMALL else 1
@@ -36,9 +34,9 @@ def workers_for(loaded: LoadedModel, images: int) -> int:
 
 def predictors_of(jobs: Sequence[Job], loaded: LoadedModel) -> list[Predictor]:
     """The unpatched model first, then one for each job, all on the weights of `loaded`."""
-    from structsam_export.evaluate.predictors import Eager, dense_predictor, identity_of, label_of
+    from structsam_export.evaluate.predictors import Eager, dense_predictor, identity_of
 
-    return [dense_predictor(loaded), *(Eager(label_of(job), identity_of(job), loaded, job.schedule) for job in jobs)]
+    return [dense_predictor(loaded), *(Eager(job.label, identity_of(job), loaded, job.schedule) for job in jobs)]
 
 
 def fill(
@@ -66,6 +64,7 @@ def fill(
     """
     import torch
 
+    from structsam_export.eager import own_copy
     from structsam_export.evaluate import Results, facts_of, hinted, one_image
 
     left, facts = deque(samples), facts_of(**names)
@@ -87,7 +86,7 @@ def fill(
         return results.reused
 
     threads = torch.get_num_threads()
-    teams = [predictors_of(jobs, own(loaded)) for _ in range(workers)]
+    teams = [predictors_of(jobs, own_copy(loaded)) for _ in range(workers)]
     with ThreadPoolExecutor(workers) as pool:
         try:
             futures = [pool.submit(work, team) for team in teams]
@@ -96,8 +95,3 @@ def fill(
             left.clear()
             torch.set_num_threads(threads)
     return sum(future.result() for future in futures)
-
-
-def own(loaded: LoadedModel) -> Any:
-    """A copy of a model that can be patched by itself."""
-    return replace(loaded, sam=copy.deepcopy(loaded.sam))

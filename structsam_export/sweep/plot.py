@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from structsam_export.artifact import atomic
+from structsam_export.files import atomic
 from structsam_export.sweep.choice import front
 from structsam_export.sweep.rows import lost_of
 from structsam_export.sweep.show import MEAN

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from structsam_export.evaluate.predictors import DENSE, label_of
+from structsam_export.evaluate.predictors import DENSE
 from structsam_export.sweep.choice import front, recommend
 
 if TYPE_CHECKING:
     from structsam_export.evaluate import Results
-    from structsam_export.models.geometry import EncoderGeometry
-    from structsam_export.pipeline import Job
+    from structsam_export.geometry import EncoderGeometry
+    from structsam_export.job import Job
 
 
 def report_of(
     results: Results, jobs: Sequence[Job], geometry: EncoderGeometry, times: dict[str, Any] | None, loss: float
 ) -> dict[str, Any]:
     """What a report says about results; see `compare`."""
+    from structsam_export.environment import versions
     from structsam_export.evaluate.statistics import LEVEL, RESAMPLES, SEED, by_group
-    from structsam_export.pipeline import versions
 
     groups = by_group(results.images)
     rows = rows_of(results.images, jobs, geometry, times)
@@ -85,12 +85,12 @@ def dense_facts(geometry: EncoderGeometry) -> dict[str, Any]:
 
 def facts_of(job: Job, geometry: EncoderGeometry) -> dict[str, Any]:
     """What is known of a configuration without running it."""
-    from structsam_export.macs import paper_macs
+    from structsam_export.macs import paper_macs, scheduled_macs
 
     config, schedule = job.config, job.schedule
-    macs, dense = paper_macs(geometry, schedule.blocks, mlp=schedule.mlp), paper_macs(geometry)
+    macs, dense = scheduled_macs(geometry, schedule), paper_macs(geometry)
     return {
-        "name": label_of(job),
+        "name": job.label,
         "method": config.method,
         "variant": schedule.method.variant,
         "rate": config.rate,

@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from structsam_export.artifact import atomic
 from structsam_export.evaluate.command import decimals, spread
 from structsam_export.evaluate.metrics import METRICS
+from structsam_export.files import atomic
 
 MEAN = "mean over sets"
 

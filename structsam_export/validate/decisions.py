@@ -17,62 +17,52 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from structsam_export.patch.roles import GRID_PARTS
-
 if TYPE_CHECKING:
-    from structsam_export.patch.roles import Decision
+    from structsam_export.roles import Decision, Plan
 
 NOISE, TRIES = 3e-5, 64
 GIVEN = ".computed"  # what a graph decides itself, where decisions are fed in
+EMBEDDING = "image_embeddings"
 
 
 def names_of(outputs: Mapping[str, Any]) -> list[str]:
     """Decisions among a stage's outputs: "plan.3", "grid.2", ..."""
-    return list(dict.fromkeys(key.rpartition(".")[0] for key in outputs if key != "image_embeddings"))
+    return list(dict.fromkeys(key.rpartition(".")[0] for key in outputs if key != EMBEDDING))
 
 
-def decided(outputs: Mapping[str, Any], name: str, tokens: int = 0) -> np.ndarray:
-    """One integer for everything a decision settles, (images or calls, ...), the same however slots are ordered.
+def decided(outputs: Mapping[str, Any], name: str, plan: type[Plan], tokens: int = 0) -> np.ndarray:
+    """One integer for everything a decision settles, the same however its plan lists it; see `Plan.assignment`.
 
-    Where each token is merged to, whether it is kept (1), or what joins what in a line and whose values stay. `tokens`
-    of an image need not be given where the outputs hold an embedding.
+    Args:
+        outputs: tensors of a stage by name, those of the decision's parts among them.
+        name: the decision, such as "plan.3".
+        plan: its kind.
+        tokens: tokens of one image; 0: as many as the embedding among the outputs has.
     """
-    parts = {k.rpartition(".")[2]: np.asarray(v) for k, v in outputs.items() if k.startswith(f"{name}.")}
-    if "rows" in parts:
-        return np.concatenate([parts[part].ravel() for part in GRID_PARTS])[None]
-    if "keys" in parts:
-        kept = np.zeros((len(parts["keys"]), tokens or int(np.prod(outputs["image_embeddings"].shape[-2:]))), np.int64)
-        np.put_along_axis(kept, parts["keys"], 1, axis=1)
-        return kept
-    if "keep" in parts:
-        split: np.ndarray = parts["slot"] < parts["keep"].shape[1]
-        return split.astype(np.int64)
-    target = np.take_along_axis(parts["pos"], parts["slot"], axis=1)
-    return on_all_calls(target, parts["order"]) if "order" in parts else target
-
-
-def on_all_calls(target: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Destinations of the merging calls (B * M, N), put at their places among all W calls: (B * W, N)."""
-    (B, W), N = order.shape, target.shape[1]
-    merging = len(target) // B
-    everything = np.tile(np.arange(N), (B, W, 1))
-    for image, calls in enumerate(order):
-        everything[image, calls[W - merging :]] = target[image * merging : (image + 1) * merging]
-    return everything.reshape(B * W, N)
+    parts = {part: np.asarray(outputs[f"{name}.{part}"]) for part in plan.PARTS}
+    if not tokens and EMBEDDING in outputs:
+        tokens = int(np.prod(outputs[EMBEDDING].shape[-2:]))
+    return plan.assignment(parts, tokens)
 
 
 def merged_tokens(target: np.ndarray) -> np.ndarray:
-    """Tokens that share a slot with another one, from destinations (calls, N)."""
-    merged = np.zeros(target.shape, bool)
-    for found, row in zip(merged, target):
-        found[:] = np.bincount(row, minlength=len(row))[row] > 1
-    return merged
+    """Tokens that share a slot with another one, bool (windows, N), from destinations (windows, N)."""
+    return np.array([np.bincount(row, minlength=len(row))[row] > 1 for row in target], dtype=bool)
 
 
-def agreement(first: Sequence[Any], second: Sequence[Any]) -> dict[str, float]:
-    """Share of equal decisions by name, over all photos."""
+def agreement(first: Sequence[Any], second: Sequence[Any], plans: Mapping[str, type[Plan]]) -> dict[str, float]:
+    """Share of equal decisions by name, over all photos.
+
+    Args:
+        first, second: outputs of both stages for every photo.
+        plans: kind of each decision, as `patch.decisions_of` gives them; those that `first` does not hold are left out.
+    """
     return {
-        name: float(np.mean([(decided(a, name) == decided(b, name)).mean() for a, b in zip(first, second)]))
+        name: float(
+            np.mean(
+                [(decided(a, name, plans[name]) == decided(b, name, plans[name])).mean() for a, b in zip(first, second)]
+            )
+        )
         for name in names_of(first[0])
     }
 
@@ -94,12 +84,13 @@ def ties(
     by_name: dict[str, dict[str, int]] = {}
     for taken, a, b in zip(decisions, first, second):
         for name in names_of(a):
-            mine, other = decided(a, name), decided(b, name)
+            kind = type(taken[name].plan)
+            mine, other = decided(a, name, kind), decided(b, name, kind)
             different = mine != other
             total["of"] += mine.size
             if not different.any():
                 continue
-            tied = int((different & unstable(taken[name], name, mine, noise, different)).sum())
+            tied = int((different & unstable(taken[name], mine, noise, different)).sum())
             row = by_name.setdefault(name, {"differ": 0, "ties": 0})
             for key, value in (("differ", int(different.sum())), ("ties", tied)):
                 row[key] += value
@@ -108,33 +99,40 @@ def ties(
 
 
 def unstable(
-    decision: Decision, name: str, taken: np.ndarray, noise: float = NOISE, asked: np.ndarray | None = None
+    decision: Decision, taken: np.ndarray, noise: float = NOISE, asked: np.ndarray | None = None
 ) -> np.ndarray:
-    """Where PyTorch decides differently itself when its input moves by `noise`; stops once all of `asked` are found."""
+    """Where PyTorch decides differently itself when its input moves by `noise`: bool of the shape of `taken`.
+
+    Args:
+        decision: PyTorch's.
+        taken: what it settled, as `decided` gives it.
+        noise: by how many standard deviations the input moves.
+        asked: stops once all of these, bool of the shape of `taken`, are found.
+    """
     moved = np.zeros(taken.shape, bool)
     for seed in range(TRIES):
         plan = decision.again(noise, seed)
-        made = {f"{name}.{part}": getattr(plan, part).numpy() for part in plan.parts}
-        again = decided(made, name, taken.shape[-1])
-        moved |= again != taken
+        parts = {part: np.asarray(getattr(plan, part)) for part in plan.PARTS}
+        moved |= plan.assignment(parts, taken.shape[-1]) != taken
         if asked is not None and moved[asked].all():
             break
     return moved
 
 
 def first_image(outputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Outputs of the first image of a batch; calls of one image stand together."""
-    batch = outputs["image_embeddings"].shape[0]
+    """Outputs of the first image of a batch; windows of one image stand together."""
+    batch = outputs[EMBEDDING].shape[0]
     return {key: value[: value.shape[0] // batch] for key, value in outputs.items()}
 
 
 @contextmanager
-def readable(path: Path, names: Sequence[str], *, given: bool = False) -> Iterator[Path]:
+def readable(path: Path, plans: Mapping[str, type[Plan]], *, given: bool = False) -> Iterator[Path]:
     """A copy of an encoder that also outputs its decisions; weights in a side file are shared, not copied.
 
     Args:
         path: an encoder.
-        names: tensors to read, as `trace.decision_names` gives them; those the graph no longer holds are left out.
+        plans: kind of each decision to read, as `patch.decisions_of` gives them; tensors that the graph no longer
+            holds are left out.
         given: the decisions become inputs, and what the graph decides itself is output as NAME.computed.
 
     Yields:
@@ -142,35 +140,34 @@ def readable(path: Path, names: Sequence[str], *, given: bool = False) -> Iterat
     """
     import onnx
 
-    from structsam_export.artifact import disk_errors
+    from structsam_export.files import disk_errors, temporary
 
-    copy = path.with_name(f".{path.stem}.decisions.onnx")
     model = onnx.load(str(path), load_external_data=False)
-    expose(model, names, given)
-    try:
+    expose(model, plans, given)
+    with temporary(path, ".onnx") as copy:
         with disk_errors(path.parent):
             onnx.save(model, str(copy))
         yield copy
-    finally:
-        copy.unlink(missing_ok=True)
 
 
-def expose(model: Any, names: Sequence[str], given: bool) -> None:
-    """Make tensors of a model outputs, or inputs with what was computed as outputs."""
+def expose(model: Any, plans: Mapping[str, type[Plan]], given: bool) -> None:
+    """Make the decisions of a model outputs, or inputs with what was computed as outputs."""
     import onnx
 
     graph = model.graph
     made = {out for node in graph.node for out in node.output}
     constants = {t.name for t in graph.initializer}
     infos = {v.name: v for v in [*graph.value_info, *graph.output]}
-    present = [name for name in names if name in made or name in constants]
-    for name in dict.fromkeys(name.rpartition(".")[0] for name in present if given):
-        decide_apart(graph, [f"{name}.{part}" for part in ("order", "pos", "slot", "sources")])
+    tensors = {name: [f"{name}.{part}" for part in plan.PARTS] for name, plan in plans.items()}
+    present = [tensor for parts in tensors.values() for tensor in parts if tensor in made or tensor in constants]
+    for name, plan in plans.items():
+        if given and plan.AT_ONCE:
+            decide_apart(graph, tensors[name])
     makers = {out: (node, i) for node in graph.node for i, out in enumerate(node.output)}
     outputs = {o.name for o in graph.output}
     for name in present:
         info = infos.get(name) or onnx.helper.make_empty_tensor_value_info(name)
-        if not given or name in constants:  # a constant is nobody's decision
+        if not given or name in constants:  # what no image changes can be read, but needs not be given
             if name not in outputs:
                 graph.output.append(info)
             continue

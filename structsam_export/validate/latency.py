@@ -2,62 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from structsam_export.artifact import fp32_encoder
-from structsam_export.benchmark.timing import interleaved, percentiles
+from structsam_export.backends import backend
 from structsam_export.console import stage
-from structsam_export.patch import host_of
-from structsam_export.validate.runners import ort_runner
-from structsam_export.validate.stages import Validation, feeds_of
+from structsam_export.eager import timed_encoder
+from structsam_export.folder import companion
+from structsam_export.timing import interleaved, percentiles
 
 if TYPE_CHECKING:
-    from structsam_export.models import LoadedModel
-    from structsam_export.schedule import Schedule
+    from structsam_export.folder import ExportFolder
+    from structsam_export.job import Job
+    from structsam_export.validate.parity import Validation
 
 # Above this, two encoders side by side would cost too much memory; latency then comes from the validation runs.
 INTERLEAVE_LIMIT = 1_000_000_000
 ROUNDS = 7
 
 
-def measure_latency(
-    found: Validation, loaded: LoadedModel | None, schedule: Schedule, folder: Path, batch: int
-) -> None:
-    """Encoder latency in milliseconds of one batch on this machine's CPU.
+def latency(found: Validation, job: Job, folder: ExportFolder, *, weights_freed: bool) -> dict[str, Any]:
+    """Encoder latency in milliseconds of one batch on this machine's CPU, by stage.
 
     Small models are timed in interleaved rounds; where that would not fit in memory, the validation runs' own times
     are given (`interleaved` says which).
+
+    Args:
+        found: the stages that ran.
+        job: the model.
+        folder: its files.
+        weights_freed: the PyTorch model is gone.
     """
     # FP16 has no kernels on a CPU: its FP32 reference is timed instead.
-    final = fp32_encoder(folder).name
-    weights = (folder / final).stat().st_size
-    if loaded is None or weights > INTERLEAVE_LIMIT or (folder / f"{final}.data").exists():
-        found.latency = {name: percentiles(s.seconds) | {"interleaved": False} for name, s in found.stages.items()}
-        return
-    import torch
-
-    feed = feeds_of(found.photos[:1], found.prepared[:1], batch, schedule.prompt_aware)[0]
-    image = torch.as_tensor(feed["image"])
-    boxes = torch.as_tensor(feed["boxes"]) if schedule.prompt_aware else None
-    encoder = loaded.sam.image_encoder
-
-    def eager_dense() -> None:
-        with torch.no_grad():
-            encoder(image)
-
-    def eager_patched() -> None:
-        with torch.no_grad(), schedule.patched(encoder), host_of(encoder).prompted(encoder, boxes):
-            encoder(image)
-
+    final = folder.fp32_encoder()
+    weights = final.stat().st_size
+    beside = companion(final.name) in folder.manifest.files
+    if weights_freed or weights > INTERLEAVE_LIMIT or beside:
+        return {name: percentiles(s.seconds) | {"interleaved": False} for name, s in found.stages.items()}
+    feed = found.reference.inputs.feeds(job.config.batch)[0]
+    ort = backend("onnxruntime")
     with ExitStack() as active, stage("encoder latency, interleaved"):
-        raw, rewritten = (active.enter_context(ort_runner(folder / file, file)) for file in ("encoder.raw.onnx", final))
-        calls = {
-            "dense": eager_dense,
-            "eager": eager_patched,
+        raw, rewritten = (active.enter_context(ort.runner(p, p.name)) for p in (folder.raw("encoder"), final))
+        calls: dict[str, Callable[[], object]] = {
+            "dense": timed_encoder(job.loaded, None, feed["image"]),
+            "eager": timed_encoder(job.loaded, job.schedule, feed["image"], feed.get("boxes")),
             "onnx_raw": lambda: raw.infer(feed),
-            "onnx" if final == "encoder.onnx" else "onnx_fp32": lambda: rewritten.infer(feed),
+            "onnx" if job.config.precision == "fp32" else "onnx_fp32": lambda: rewritten.infer(feed),
         }
+        if (pair := folder.engines_here()) is not None:
+            engine = active.enter_context(pair.backend.runner(folder.verified(pair.encoder.file), "engine"))
+            calls["engine"] = lambda: engine.infer(feed)
         timed = interleaved(calls, ROUNDS if weights < INTERLEAVE_LIMIT // 10 else 2)
-    found.latency = {name: percentiles(taken) | {"interleaved": True} for name, taken in timed.items()}
+    return {name: percentiles(taken) | {"interleaved": True} for name, taken in timed.items()}

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from structsam_export.artifact import Manifest
-from structsam_export.console import stage
+from structsam_export.backends import EnginePair, backend
+from structsam_export.backends.base import RunOptions
+from structsam_export.files import temporary
+from structsam_export.metrics import embedding_errors, iou, mask_ious
 from structsam_export.validate.decisions import agreement, first_image, ties
-from structsam_export.validate.metrics import embedding_errors, iou, mask_ious
-from structsam_export.validate.runners import engine_runner, run
-from structsam_export.validate.stages import Stage, Validation, draw_stage, feeds_of, onnx_stage
+from structsam_export.validate.stages import Reference, Stage, StageFiles, run_stage
+
+if TYPE_CHECKING:
+    from structsam_export.backends.base import Runner
+    from structsam_export.folder import ExportFolder
 
 # A stage passes if all gates of its precision hold: error relative to the largest value of the embedding, masks, and
 # decisions apart from ties. FP16's are what published TensorRT engines of SAM reach; BF16 has three bits less.
@@ -25,135 +30,238 @@ GATES = {
 }
 # By how much PyTorch's input moves when ties are looked for: what rounding does to a decision's input.
 NOISE = {"fp32": 3e-5, "fp16": 1e-3, "bf16": 1e-2}
-# What a report also says of stages that were not given PyTorch's decisions.
-FREE_RUNNING = ("max_rel", "mask_iou_mean", "mask_iou_min", "decision_agreement")
 
 
-def check_onnx(found: Validation, folder: Path, manifest: Manifest, size: int) -> None:
-    """Run the traced and the rewritten ONNX files on ONNX Runtime, and judge them."""
-    found.quality = quality(found)
-    config = manifest.config
-    feeds = feeds_of(found.photos, found.prepared, config.batch, config.prompt_aware)
-    eager = found.stages["eager"]
-    with stage_files(folder, manifest) as files:
-        for name, paths in files.items():
-            found.stages[name] = onnx_stage(found, name, paths, feeds, size, given=False)
-        if any(not same_decisions(eager, found.stages[name]) for name in files):
-            found.given["eager"] = eager
-            for name, paths in files.items():
-                decided = not same_decisions(eager, found.stages[name])
-                alone = found.stages[name]
-                found.given[name] = onnx_stage(found, name, paths, feeds, size, given=True) if decided else alone
-    for before, name in zip(("eager", *files), files):
-        compare(found, name, before, config.precision if name == "onnx" else "fp32")
+@dataclass(frozen=True)
+class Comparison:
+    """One stage against another, and the verdict; the fields are keys of `report.json`.
+
+    Stages that decided differently are judged by how they compute with equal decisions, and by whether the
+    differences are ties; what they do left alone is `free_running`.
+
+    Args:
+        against: the stage it is compared with.
+        max_abs, mean_abs, max_rel, cosine: of the embeddings, see `metrics.embedding_errors`.
+        mask_iou_mean, mask_iou_min, masks: overlap of masks, and their number.
+        decision_agreement: share of equal decisions; None where a stage tells none.
+        decision_agreement_by_name: the same by decision.
+        free_running: max_rel, IoUs and agreement of the stages left alone, where those differ.
+        ties: see `decisions.ties`.
+        passed: whether all gates hold.
+        gates: the gates of the stage's precision.
+    """
+
+    against: str
+    max_abs: float
+    mean_abs: float
+    max_rel: float
+    cosine: float
+    mask_iou_mean: float
+    mask_iou_min: float
+    masks: int
+    decision_agreement: float | None
+    passed: bool
+    gates: Mapping[str, float]
+    decision_agreement_by_name: Mapping[str, float] | None = None
+    free_running: Mapping[str, Any] | None = None
+    ties: Mapping[str, Any] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields that hold something, and `decision_agreement` in any case."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {k: v for k, v in values.items() if v is not None or k == "decision_agreement"}
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Everything a report shows: the numbers, and the stages they came from.
+
+    Args:
+        reference: the model in PyTorch.
+        stages: by name, in order, "dense" and "eager" first.
+        parity: stage -> how it compares with the one before.
+        quality: patched against unpatched masks, and both against true ones.
+        latency: stage -> percentiles of the encoder's time.
+        executed: engines that ran.
+    """
+
+    reference: Reference
+    stages: Mapping[str, Stage]
+    parity: Mapping[str, Comparison]
+    quality: Mapping[str, Any]
+    latency: Mapping[str, Any] = field(default_factory=dict)
+    executed: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether every stage passed."""
+        return all(row.passed for row in self.parity.values())
+
+
+def check_stages(reference: Reference, folder: ExportFolder) -> Validation:
+    """Run the traced and the rewritten ONNX files on ONNX Runtime, and the engines that this machine runs.
+
+    Raises:
+        ArtifactError: a file of the folder is missing or was changed.
+    """
+    batch, precision = folder.config.batch, folder.config.precision
+    pair = folder.engines_here()
+    with onnx_files(folder) as files:
+        if pair is not None:
+            files = [*files, engine_files(folder, pair, reference.names)]
+        free = {"eager": reference.eager} | {f.name: run_stage(reference, f, batch, given=False) for f in files}
+        given = {}
+        for f in files:
+            if tells(reference, free[f.name]) and not same_decisions(reference, reference.eager, free[f.name]):
+                given[f.name] = run_stage(reference, f, batch, given=True)
+    precisions = {"onnx": precision}
+    if pair is not None:
+        precisions["engine"] = pair.backend.precision(pair.encoder, precision)
+    parity = {}
+    for name, before in before_each(list(free), pair).items():
+        both = given.get(before, free[before]), given.get(name, free[name])
+        pairs = (free[before], free[name]), both
+        parity[name] = compare(reference, before, *pairs, precision=precisions.get(name, "fp32"))
+    executed = (pair.encoder.file, pair.decoder.file) if pair is not None else ()
+    stages = {"dense": reference.dense, **free}
+    return Validation(reference, stages, parity, quality(reference), executed=executed)
+
+
+def before_each(names: Sequence[str], pair: EnginePair | None) -> dict[str, str]:
+    """What each stage is compared with: the one before it.
+
+    An engine of a backend that types its own graph comes from the FP32 graph, so that is what it is compared with.
+    """
+    chain = dict(zip(names[1:], names))
+    if pair is not None and pair.backend.FROM_FP32:
+        chain["engine"] = "onnx_fp32" if "onnx_fp32" in names else "onnx"
+    return chain
 
 
 @contextmanager
-def stage_files(folder: Path, manifest: Manifest) -> Iterator[dict[str, tuple[Path, Path]]]:
-    """Encoder and decoder of every ONNX stage, in order.
+def onnx_files(folder: ExportFolder) -> Iterator[list[StageFiles]]:
+    """Encoder and decoder of every ONNX stage on ONNX Runtime, in order.
 
-    ONNX Runtime's CPU provider computes FP16 in FP32 and knows no BF16: such an encoder is judged by a temporary one
-    that rounds whatever it stores.
+    Its CPU provider computes FP16 in FP32 and knows no BF16: such an encoder is judged by a temporary one that rounds
+    whatever it stores.
     """
-    verified = {n: manifest.verified(folder, n) for n in manifest.files if n.endswith(".onnx")}
-    raw = verified["encoder.raw.onnx"], verified["decoder.raw.onnx"]
-    encoder, decoder = verified["encoder.onnx"], verified["decoder.onnx"]
-    if manifest.config.precision == "fp32":
-        yield {"onnx_raw": raw, "onnx": (encoder, decoder)}
+    decoder = folder.onnx("decoder")
+    raw = ort_files("onnx_raw", folder.raw("encoder"), folder.raw("decoder"))
+    if folder.config.precision == "fp32":
+        yield [raw, ort_files("onnx", folder.onnx("encoder"), decoder)]
         return
     from structsam_export.precision import fake_quantised
 
-    rounding = folder / ".encoder.emulated.onnx"
-    try:
+    encoder = folder.onnx("encoder")
+    with temporary(encoder, ".onnx") as rounding:
         fake_quantised(encoder, rounding)
-        yield {"onnx_raw": raw, "onnx_fp32": (verified["encoder.fp32.onnx"], decoder), "onnx": (rounding, decoder)}
-    finally:
-        rounding.unlink(missing_ok=True)
+        fp32 = ort_files("onnx_fp32", folder.fp32_encoder(), decoder)
+        yield [raw, fp32, ort_files("onnx", rounding, decoder)]
 
 
-def check_engines(found: Validation, folder: Path, manifest: Manifest, size: int) -> None:
-    """Run the engines built for this machine's GPU, if there are any; otherwise they stay "built, not executed"."""
-    from structsam_export.build import current_sm, has_gpu
+def ort_files(name: str, encoder: Path, decoder: Path) -> StageFiles:
+    """A stage that ONNX Runtime's CPU provider runs."""
+    ort = backend("onnxruntime")
 
-    if not has_gpu():
-        return
-    here = {e["part"]: e for e in manifest.engines if e["sm"] == current_sm()}
-    if set(here) != {"encoder", "decoder"}:
-        return
-    paths = {part: manifest.verified(folder, e["file"]) for part, e in here.items()}
-    backend = here["encoder"]["backend"]
-    with stage(f"{backend} engines on this GPU") as say:
-        feeds = feeds_of(found.photos, found.prepared, manifest.config.batch, manifest.config.prompt_aware)
-        outputs, seconds = run(engine_runner(paths["encoder"], backend, "engine"), feeds, say)
-        with engine_runner(paths["decoder"], backend, "engine decoder") as active:
-            found.stages["engine"] = draw_stage(found, "engine", outputs, seconds, active, size)
-    compare(found, "engine", "onnx", manifest.config.precision)
-    found.executed = tuple(e["file"] for e in here.values())
-    for engine in here.values():
-        engine["executed"] = True
+    def load(copy: Path) -> Runner:
+        return ort.runner(copy, name)
+
+    return StageFiles(name, encoder, load, lambda: ort.runner(decoder, f"{name} decoder"))
 
 
-def compare(found: Validation, name: str, before: str, precision: str = "fp32") -> None:
-    """Judge one stage against another; every number the verdict rests on goes into `parity`.
-
-    Stages that decided differently are judged by how they compute with equal decisions, and by whether the
-    differences are ties; what they do left alone is under `free_running`.
-    """
-    free = found.stages[before], found.stages[name]
-    row: dict[str, Any] = {"against": before, **numbers(*free)}
-    decides = found.names and all(set(found.names) & set(s.outputs[0]) for s in free)
-    row["decision_agreement"] = None
-    if decides:
-        row |= agreements(*free)
-    if decides and name in found.given and not same_decisions(*free):
-        judged = found.given[before], found.given[name]
-        row["free_running"] = {key: row[key] for key in FREE_RUNNING}
-        row |= {**numbers(*judged), **agreements(*judged)}
-        first, second = ([first_image(o) for o in s.outputs] for s in judged)
-        row["ties"] = ties(found.decisions, first, second, NOISE[precision])
-    untied = row["ties"]["differ"] - row["ties"]["ties"] if "ties" in row else 0
-    gates, agreed = GATES[precision], row["decision_agreement"]
-    row["passed"] = (
-        row["max_rel"] <= gates["max_rel"]
-        and row["mask_iou_mean"] >= gates["mask_iou_mean"]
-        and row["mask_iou_min"] >= gates["mask_iou_min"]
-        and (agreed is None or agreed >= gates["decision_agreement"] or ("ties" in row and untied == 0))
+def engine_files(folder: ExportFolder, pair: EnginePair, names: Sequence[str]) -> StageFiles:
+    """The engines of this machine as a stage."""
+    encoder, decoder = folder.verified(pair.encoder.file), folder.verified(pair.decoder.file)
+    runtime = pair.backend
+    source = folder.fp32_encoder() if runtime.FROM_FP32 else folder.onnx("encoder")
+    return StageFiles(
+        "engine",
+        source,
+        lambda copy: runtime.decided_runner(copy, pair.encoder),
+        lambda: runtime.runner(decoder, "engine decoder"),
+        lambda: runtime.runner(encoder, "engine", RunOptions(outputs=tuple(names))),
     )
-    row["gates"] = gates
-    found.parity[name] = row
+
+
+def compare(
+    reference: Reference,
+    against: str,
+    free: tuple[Stage, Stage],
+    equal: tuple[Stage, Stage] | None = None,
+    *,
+    precision: str = "fp32",
+) -> Comparison:
+    """Judge one stage against another.
+
+    Args:
+        reference: the model in PyTorch, whose decisions tell ties.
+        against: name of the first stage.
+        free: both stages left alone.
+        equal: both run with PyTorch's decisions, where they decide differently; None: as `free`.
+        precision: whose gates count.
+    """
+    found: dict[str, Any] = numbers(*free)
+    decides = bool(reference.names) and all(tells(reference, stage) for stage in free)
+    found |= agreements(reference, *free) if decides else {"decision_agreement": None}
+    tied: dict[str, Any] | None = None
+    if decides and equal is not None and equal != free and not same_decisions(reference, *free):
+        found["free_running"] = {
+            key: found[key] for key in ("max_rel", "mask_iou_mean", "mask_iou_min", "decision_agreement")
+        }
+        found |= {**numbers(*equal), **agreements(reference, *equal)}
+        first, second = ([first_image(o) for o in stage.outputs] for stage in equal)
+        tied = ties(reference.decisions, first, second, NOISE[precision])
+    gates, agreed = GATES[precision], found["decision_agreement"]
+    passed = (
+        found["max_rel"] <= gates["max_rel"]
+        and found["mask_iou_mean"] >= gates["mask_iou_mean"]
+        and found["mask_iou_min"] >= gates["mask_iou_min"]
+        and (
+            agreed is None
+            or agreed >= gates["decision_agreement"]
+            or (tied is not None and tied["differ"] == tied["ties"])
+        )
+    )
+    return Comparison(against, **found, ties=tied, passed=bool(passed), gates=gates)
+
+
+def tells(reference: Reference, stage: Stage) -> bool:
+    """Whether a stage tells its decisions; engines that cannot leave them out."""
+    return bool(set(reference.names) & set(stage.outputs[0]))
 
 
 def numbers(first: Stage, second: Stage) -> dict[str, Any]:
     """Errors of embeddings and overlap of masks."""
     batch = second.embeddings[0].shape[0]
-    reference = [np.repeat(e, batch, 0) if e.shape[0] == 1 else e for e in first.embeddings]
+    embeddings = [np.repeat(e, batch, 0) if e.shape[0] == 1 else e for e in first.embeddings]
     ious = mask_ious(first.masks, second.masks)
     return {
-        **embedding_errors(reference, second.embeddings),
+        **embedding_errors(embeddings, second.embeddings),
         "mask_iou_mean": float(np.mean(ious)),
         "mask_iou_min": min(ious),
         "masks": len(ious),
     }
 
 
-def agreements(first: Stage, second: Stage) -> dict[str, Any]:
+def agreements(reference: Reference, first: Stage, second: Stage) -> dict[str, Any]:
     """Share of equal decisions, overall and by name."""
-    by_name = agreement([first_image(o) for o in first.outputs], [first_image(o) for o in second.outputs])
+    pairs = [first_image(o) for o in first.outputs], [first_image(o) for o in second.outputs]
+    by_name = agreement(*pairs, reference.plans)
     return {"decision_agreement": float(np.mean(list(by_name.values()))), "decision_agreement_by_name": by_name}
 
 
-def same_decisions(first: Stage, second: Stage) -> bool:
+def same_decisions(reference: Reference, first: Stage, second: Stage) -> bool:
     """Whether two stages decided alike everywhere."""
-    pairs = [first_image(o) for o in first.outputs], [first_image(o) for o in second.outputs]
-    return all(share == 1 for share in agreement(*pairs).values())
+    return all(share == 1 for share in agreements(reference, first, second)["decision_agreement_by_name"].values())
 
 
-def quality(found: Validation) -> dict[str, Any]:
+def quality(reference: Reference) -> dict[str, Any]:
     """Patched against unpatched masks, and both against true masks where the photos have them."""
-    dense, eager = found.stages["dense"], found.stages["eager"]
+    dense, eager = reference.dense, reference.eager
     row: dict[str, Any] = {"miou_vs_dense": float(np.mean(mask_ious(dense.masks, eager.masks)))}
     row["embedding_cosine_vs_dense"] = embedding_errors(dense.embeddings, eager.embeddings)["cosine"]
-    truths = [(i, k, p.truth) for i, photo in enumerate(found.photos) for k, p in enumerate(photo.prompts)]
+    photos = reference.inputs.photos
+    truths = [(i, k, p.truth) for i, photo in enumerate(photos) for k, p in enumerate(photo.prompts)]
     truths = [(i, k, t) for i, k, t in truths if t is not None]
     for name, made in (("dense", dense), ("patched", eager)):
         scores = [iou(made.masks[i][k], t) for i, k, t in truths if t is not None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,118 +10,176 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from structsam_export.console import stage
-from structsam_export.patch import host_of
-from structsam_export.runtime.images import Prepared, prepare
+from structsam_export.eager import EagerRunner, decoder_of
+from structsam_export.patch import decisions_of, reduced_blocks
+from structsam_export.runtime.decoding import runner_decoder
+from structsam_export.runtime.images import Prepared, masks_from_logits, prepare
+from structsam_export.runtime.photos import Photo
+from structsam_export.runtime.prompts import prompt_arrays, prompt_box
 from structsam_export.trace import decision_names, encoder_with_decisions
-from structsam_export.validate import masks as stage_masks
 from structsam_export.validate.decisions import GIVEN, readable
-from structsam_export.validate.photos import Photo, prompt_box
-from structsam_export.validate.runners import eager_runner, ort_runner, run
 
 if TYPE_CHECKING:
+    from structsam_export.backends.base import Array, Runner
     from structsam_export.models import LoadedModel
+    from structsam_export.roles import Plan
+    from structsam_export.runtime.decoding import Decoder
     from structsam_export.schedule import Schedule
 
-
-@dataclass
-class Stage:
-    """What one stage computed: outputs per photo, masks per photo (P, h, w), seconds per photo."""
-
-    name: str
-    outputs: list[dict[str, Any]]
-    masks: list[np.ndarray]
-    seconds: list[float]
-
-    @property
-    def embeddings(self) -> list[np.ndarray]:
-        return [o["image_embeddings"] for o in self.outputs]
+Outputs = dict[str, Any]  # of one photo, by tensor name: float32 and int64 arrays
 
 
-@dataclass
-class Validation:
-    """Everything the report shows: the numbers, and the stages they came from.
+@dataclass(frozen=True)
+class Inputs:
+    """The photos of a run, read and prepared once.
 
-    `decisions` are PyTorch's, by photo and name. `given` holds the ONNX stages run with those decisions fed in; only
-    filled if left alone they decided differently.
+    Args:
+        photos: images with their prompts.
+        prepared: the same, as an encoder takes them.
+        size: side of the encoder's square in pixels.
+        prompt_aware: whether the encoder also takes a box.
     """
 
     photos: Sequence[Photo]
     prepared: Sequence[Prepared]
-    stages: dict[str, Stage]
-    layers: tuple[int, ...]
-    names: list[str] = field(default_factory=list)
-    decisions: list[dict[str, Any]] = field(default_factory=list)
-    given: dict[str, Stage] = field(default_factory=dict)
-    parity: dict[str, Any] = field(default_factory=dict)
-    quality: dict[str, Any] = field(default_factory=dict)
-    latency: dict[str, Any] = field(default_factory=dict)
-    executed: tuple[str, ...] = ()
+    size: int
+    prompt_aware: bool = False
+
+    @classmethod
+    def of(cls, photos: Sequence[Photo], size: int, preprocessing: str, *, prompt_aware: bool) -> Inputs:
+        """Prepare photos for an encoder."""
+        return cls(photos, [prepare(photo.image, size, preprocessing) for photo in photos], size, prompt_aware)
+
+    def feeds(self, batch: int) -> list[dict[str, Array]]:
+        """Encoder inputs; a batch repeats the photo, and every entry must then come out the same."""
+        feeds = []
+        for photo, ready in zip(self.photos, self.prepared):
+            feed = {"image": np.repeat(ready.tensor, batch, 0)}
+            if self.prompt_aware:
+                feed["boxes"] = np.repeat(prompt_box(photo.prompts[0], ready.scale), batch, 0)
+            feeds.append(feed)
+        return feeds
+
+    def masks(self, decode: Decoder, embeddings: Sequence[Array]) -> list[Array]:
+        """Boolean masks (P, h, w) of every photo, from embeddings (B, C, h, w) of which the first counts."""
+        drawn = []
+        for embedding, photo, ready in zip(embeddings, self.photos, self.prepared):
+            coords, labels = prompt_arrays(photo.prompts, ready.scale)
+            drawn.append(masks_from_logits(decode(embedding[:1], coords, labels), ready, self.size))
+        return drawn
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """What one stage computed: outputs per photo, masks per photo (P, h, w), seconds per photo."""
+
+    name: str
+    outputs: list[Outputs]
+    masks: list[Array]
+    seconds: list[float]
 
     @property
-    def passed(self) -> bool:
-        return all(row["passed"] for row in self.parity.values())
+    def embeddings(self) -> list[Array]:
+        """Image embeddings (B, C, h, w), by photo."""
+        return [o["image_embeddings"] for o in self.outputs]
 
 
-def eager_reference(loaded: LoadedModel, schedule: Schedule, photos: Sequence[Photo]) -> Validation:
-    """Run the unpatched and the patched model in PyTorch; everything after is compared with the latter."""
-    sam, size = loaded.sam, loaded.geometry.image_size
-    prepared = [prepare(photo.image, size, loaded.spec.preprocessing) for photo in photos]
-    decode = stage_masks.torch_decoder(sam)
-    encoder, stages, history = sam.image_encoder, {}, []  # type: ignore[var-annotated]
-    feeds = feeds_of(photos, prepared, 1, schedule.prompt_aware)
+@dataclass(frozen=True)
+class Reference:
+    """The model in PyTorch, unpatched and patched: what everything after is compared with.
+
+    Args:
+        inputs: the photos.
+        dense, eager: outputs of the unpatched and of the patched model.
+        layers: blocks whose attention computes less than the stock one.
+        names: tensors of all decisions, in order.
+        plans: decision -> class of its plan.
+        decisions: per photo, decision -> how PyTorch took it.
+    """
+
+    inputs: Inputs
+    dense: Stage
+    eager: Stage
+    layers: tuple[int, ...] = ()
+    names: Sequence[str] = ()
+    plans: Mapping[str, type[Plan]] = field(default_factory=dict)
+    decisions: Sequence[dict[str, Any]] = ()
+
+
+def eager_reference(loaded: LoadedModel, schedule: Schedule, photos: Sequence[Photo]) -> Reference:
+    """Run the unpatched and the patched model in PyTorch."""
+    size, prompt_aware = loaded.geometry.image_size, schedule.prompt_aware
+    inputs = Inputs.of(photos, size, loaded.spec.preprocessing, prompt_aware=prompt_aware)
+    feeds, encoder = inputs.feeds(1), loaded.sam.image_encoder
+    history: list[dict[str, Any]] = []
     with stage(f"eager PyTorch, unpatched and patched, {len(photos)} photos") as say:
-        images = [{"image": feed["image"]} for feed in feeds]
-        dense = run(eager_runner(encoder, ["image_embeddings"], "dense"), images, say)
+        dense = run(EagerRunner(encoder, ["image_embeddings"], "dense", ["image"]), feeds, say)
         with schedule.patched(encoder):
-            layers, names = host_of(encoder).reduced_blocks(encoder), decision_names(encoder)
+            layers, names, plans = reduced_blocks(encoder), decision_names(encoder), decisions_of(encoder)
             module = encoder_with_decisions(encoder, history)
-            runner = eager_runner(module, ["image_embeddings", *names], "eager", boxes=schedule.prompt_aware)
-            eager = run(runner, feeds, say)
+            eager = run(EagerRunner(module, ["image_embeddings", *names], "eager", list(feeds[0])), feeds, say)
+    decode = decoder_of(loaded)
+    stages = []
     for name, (outputs, seconds) in (("dense", dense), ("eager", eager)):
-        embeddings = [o["image_embeddings"] for o in outputs]
-        drawn = stage_masks.stage_masks(decode, embeddings, photos, prepared, size)
-        stages[name] = Stage(name, outputs, drawn, seconds)
-    return Validation(photos, prepared, stages, layers, names, history)
+        drawn = inputs.masks(decode, [o["image_embeddings"] for o in outputs])
+        stages.append(Stage(name, outputs, drawn, seconds))
+    return Reference(inputs, stages[0], stages[1], layers, names, plans, history)
 
 
-def feeds_of(
-    photos: Sequence[Photo], prepared: Sequence[Prepared], batch: int, prompt_aware: bool
-) -> list[dict[str, Any]]:
-    """Encoder inputs; a batch repeats the photo, and every entry must then come out the same."""
-    feeds = []
-    for photo, ready in zip(photos, prepared):
-        feed = {"image": np.repeat(ready.tensor, batch, 0)}
-        if prompt_aware:
-            feed["boxes"] = np.repeat(prompt_box(photo.prompts[0], ready.scale), batch, 0)
-        feeds.append(feed)
-    return feeds
+def run(
+    runner: Runner, feeds: Sequence[Mapping[str, Array]], say: Callable[[str], None]
+) -> tuple[list[Outputs], list[float]]:
+    """Run a runner over all feeds, telling `say` how far it is; returns the outputs and the seconds each took."""
+    outputs, seconds = [], []
+    with runner:
+        for i, feed in enumerate(feeds):
+            say(f"{runner.name} {i + 1}/{len(feeds)}")
+            outputs.append(runner.infer(feed))
+            seconds.append(runner.seconds)
+    return outputs, seconds
 
 
-def onnx_stage(
-    found: Validation,
-    name: str,
-    files: tuple[Path, Path],
-    feeds: Sequence[dict[str, Any]],
-    size: int,
-    *,
-    given: bool,
-) -> Stage:
-    """Run an encoder and its decoder on ONNX Runtime; `given`: with PyTorch's decisions fed in."""
-    encoder, decoder = files
-    taken = found.stages["eager"].outputs
+@dataclass(frozen=True)
+class StageFiles:
+    """How one stage is run.
+
+    Args:
+        name: of the stage.
+        encoder: ONNX file of the encoder, from which a copy with decisions as inputs or outputs is made.
+        encoder_runner: that copy -> a runner.
+        decoder_runner: makes the runner of the decoder.
+        free_runner: makes a runner that also gives the decisions, where that is another file than such a copy.
+    """
+
+    name: str
+    encoder: Path
+    encoder_runner: Callable[[Path], Runner]
+    decoder_runner: Callable[[], Runner]
+    free_runner: Callable[[], Runner] | None = None
+
+
+def run_stage(reference: Reference, files: StageFiles, batch: int, *, given: bool) -> Stage:
+    """Run an encoder and its decoder; `given`: with PyTorch's decisions fed in."""
+    feeds: Sequence[Mapping[str, Array]] = reference.inputs.feeds(batch)
     how = " with PyTorch's decisions" if given else ""
-    with stage(f"ONNX Runtime, {name}{how}") as say, readable(encoder, found.names, given=given) as copy:
-        if given:
-            feeds = [feed | decisions_for(copy, eager, feed) for feed, eager in zip(feeds, taken)]
-        outputs, seconds = run(ort_runner(copy, name), feeds, say)
+    with stage(f"{files.name}{how}") as say:
+        if files.free_runner is not None and not given:
+            outputs, seconds = run(files.free_runner(), feeds, say)
+        else:
+            with readable(files.encoder, reference.plans, given=given) as copy:
+                if given:
+                    taken = zip(feeds, reference.eager.outputs)
+                    feeds = [dict(feed) | decisions_for(copy, eager, feed) for feed, eager in taken]
+                outputs, seconds = run(files.encoder_runner(copy), feeds, say)
         outputs = [{key.removesuffix(GIVEN): value for key, value in out.items()} for out in outputs]
-        # What rewriting folded into constants, or no longer needs, is nobody's decision.
-        outputs = [repeated(eager, out) | out for eager, out in zip(taken, outputs)]
-        with ort_runner(decoder, f"{name} decoder") as active:
-            return draw_stage(found, name, outputs, seconds, active, size)
+        # Decisions that rewriting folded into constants, or left out as unused, cannot be read: they are PyTorch's.
+        outputs = [repeated(eager, out) | out for eager, out in zip(reference.eager.outputs, outputs)]
+        with files.decoder_runner() as decoder:
+            drawn = reference.inputs.masks(runner_decoder(decoder), [o["image_embeddings"] for o in outputs])
+    return Stage(files.name, outputs, drawn, seconds)
 
 
-def decisions_for(copy: Path, eager: dict[str, Any], feed: dict[str, Any]) -> dict[str, Any]:
+def decisions_for(copy: Path, eager: Outputs, feed: Mapping[str, Array]) -> Outputs:
     """PyTorch's decisions of one photo as inputs of a graph, repeated for its batch."""
     import onnx
 
@@ -130,17 +188,7 @@ def decisions_for(copy: Path, eager: dict[str, Any], feed: dict[str, Any]) -> di
     return {name: np.concatenate([eager[name]] * batch) for name in inputs if name not in feed}
 
 
-def repeated(eager: dict[str, Any], outputs: dict[str, Any]) -> dict[str, Any]:
-    """PyTorch's outputs of one image, repeated for the batch of another stage's outputs."""
+def repeated(eager: Outputs, outputs: Outputs) -> Outputs:
+    """PyTorch's decisions of one image, repeated for the batch of another stage's outputs."""
     batch = outputs["image_embeddings"].shape[0]
-    return {name: np.concatenate([value] * batch) for name, value in eager.items()}
-
-
-def draw_stage(
-    found: Validation, name: str, outputs: list[dict[str, Any]], seconds: list[float], decoder: Any, size: int
-) -> Stage:
-    """A stage with the masks its own decoder draws."""
-    embeddings = [o["image_embeddings"] for o in outputs]
-    decode = stage_masks.runner_decoder(decoder)
-    drawn = stage_masks.stage_masks(decode, embeddings, found.photos, found.prepared, size)
-    return Stage(name, outputs, drawn, seconds)
+    return {name: np.concatenate([value] * batch) for name, value in eager.items() if name != "image_embeddings"}

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from bench_files import folder_of, outer_product, save
 
-from structsam_export.artifact import Manifest
 from structsam_export.benchmark import variants_of
 from structsam_export.benchmark.baselines import baselines_of
 from structsam_export.config import ExportConfig
 from structsam_export.errors import ArtifactError
+from structsam_export.folder import ExportFolder
 
 SMALL = outer_product(4, 4)
 SHA = "a" * 64
@@ -26,10 +26,10 @@ def made(monkeypatch):
         configs.append(config)
         return folder_of(output, SMALL, sha256=SHA, files=("encoder.raw.onnx",), **{**vars(config), "rate": 0.0})
 
-    def rewrite_stage(folder, manifest):
-        save(SMALL, folder / "encoder.onnx")
-        manifest.add(folder, "encoder.onnx")
-        manifest.write(folder)
+    def rewrite_stage(folder):
+        save(SMALL, folder.path / "encoder.onnx")
+        folder.add("encoder.onnx")
+        folder.write()
 
     monkeypatch.setattr("structsam_export.pipeline.trace_only", trace_only)
     monkeypatch.setattr("structsam_export.pipeline.rewrite_stage", rewrite_stage)
@@ -68,7 +68,7 @@ def test_rewritten_where_only_traced(made, ours):
     config = {**vars(bare()), "rate": 0.0}
     folder_of(beside, SMALL, sha256=SHA, files=("encoder.raw.onnx",), **config)
     baselines_of(str(ours))
-    assert made == [] and "encoder.onnx" in Manifest.read(beside).files
+    assert made == [] and "encoder.onnx" in ExportFolder.read(beside).manifest.files
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_made_again_where_it_is_of_something_else(made, ours, other):
     folder_of(ours.parent / "demo-none-r0-fp32", SMALL, **{**config, **other})
     baselines_of(str(ours))
     assert len(made) == 1
-    assert Manifest.read(ours.parent / "demo-none-r0-fp32").model["sha256"] == SHA
+    assert ExportFolder.read(ours.parent / "demo-none-r0-fp32").manifest.model["sha256"] == SHA
 
 
 def test_reused_whatever_engines_it_was_made_for(made, ours):
@@ -116,10 +116,10 @@ def test_a_bare_onnx_file_has_no_model(made, tmp_path):
 
 @pytest.mark.slow
 def test_of_the_demo_model(tmp_path):
-    from structsam_export.pipeline import rewrite_stage, trace_only
+    from structsam_export.pipeline import rewrite_folder, trace_only
 
     folder = trace_only(ExportConfig(rate=0.5), tmp_path / "mine")
-    rewrite_stage(folder, Manifest.read(folder))
+    rewrite_folder(folder)
     targets = baselines_of(str(folder))
     before = stamps(tmp_path / "demo-none-r0-fp32")
     assert baselines_of(str(folder)) == targets

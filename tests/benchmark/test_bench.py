@@ -19,10 +19,10 @@ import torch
 from bench_files import MiB, dense, folder_of, merged, outer_product, report_of, row, save
 
 from structsam_export import benchmark
-from structsam_export.artifact import sha256_of
 from structsam_export.benchmark import Worker, bench, table, variants_of
 from structsam_export.benchmark.worker import inputs_of, load_eager
 from structsam_export.errors import ArtifactError, UsageError
+from structsam_export.files import sha256_of
 from structsam_export.models import load_model
 
 KEYS = {"name", "runner", "file", "p50", "p90", "p99", "n", "ratio", "ratio_paired", "peak_bytes", "activation_bytes"}
@@ -189,16 +189,16 @@ def test_eager_and_onnx_of_one_folder(demo_folder):
 
 
 def test_eager_is_the_patched_model(demo, demo_folder):
-    from structsam_export.artifact import Manifest
-    from structsam_export.pipeline import Job
+    from structsam_export.folder import ExportFolder
+    from structsam_export.job import Job
 
     spec = {"file": str(demo_folder), "threads": torch.get_num_threads()}
-    got = load_eager(spec)[0]()
+    got = torch.as_tensor(load_eager(spec)[0]())
     image = torch.as_tensor(inputs_of({"image": (1, 3, 512, 512)})["image"])
     encoder = demo.sam.image_encoder
     with torch.no_grad():
         stock = encoder(image)
-        with Job.prepare(Manifest.read(demo_folder).config).schedule.patched(encoder):
+        with Job.prepare(ExportFolder.read(demo_folder).config).schedule.patched(encoder):
             want = encoder(image)
     assert torch.allclose(got, want, atol=1e-5)
     assert (got - stock).abs().max() > 1e-2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from structsam_export.benchmark.timing import interleaved, percentiles
+from structsam_export.timing import interleaved, percentiles
 
 
 def test_percentiles_are_milliseconds_interpolated_between_samples():

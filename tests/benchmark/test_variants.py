@@ -8,9 +8,10 @@ import onnxruntime
 import pytest
 from bench_files import folder_of, outer_product, save
 
-from structsam_export.artifact import Manifest
+from structsam_export.backends.base import Engine
 from structsam_export.benchmark import variants_of
 from structsam_export.errors import ArtifactError, MissingRuntimeError, UsageError
+from structsam_export.folder import ExportFolder
 
 SMALL = outer_product(4, 4)
 
@@ -60,7 +61,7 @@ def test_a_runner_given_twice_runs_once(place):
         (["mine", "mine"], ["ort-cpu"], UsageError, "Two targets are called 'mine'"),
         (["x=mine", "x=peer.onnx"], ["ort-cpu"], UsageError, "NAME=PATH"),
         (["mine"], ["ort-cup"], UsageError, "Did you mean 'ort-cpu'"),
-        (["peer.onnx"], ["eager"], ArtifactError, "needs an output folder"),
+        (["peer.onnx"], ["eager"], ArtifactError, "needs an export folder"),
         (["nowhere"], ["ort-cpu"], ArtifactError, "nowhere does not exist"),
         (["."], ["ort-cpu"], ArtifactError, "manifest.json is missing"),
     ],
@@ -86,8 +87,8 @@ def test_a_changed_file_is_refused(place, runner):
 @pytest.mark.parametrize("runner", ["tensorrt", "tensorrt-rtx", "tensorrt-rtx-graph"])
 @pytest.mark.parametrize("installed", [True, False])
 def test_engines_without_a_gpu(place, monkeypatch, runner, installed):
-    monkeypatch.setattr("structsam_export.build.installed", lambda backend: installed)
-    monkeypatch.setattr("structsam_export.build.has_gpu", lambda: False)
+    monkeypatch.setattr("structsam_export.backends.base.Backend.installed", lambda self: installed)
+    monkeypatch.setattr("structsam_export.backends.cuda._device", lambda: None)
     with pytest.raises(MissingRuntimeError, match="no CUDA device" if installed else "pip install"):
         variants_of(["mine"], [runner])
 
@@ -98,13 +99,18 @@ def test_ort_without_cuda(place, monkeypatch):
         variants_of(["mine"], ["ort-cuda"])
 
 
+def test_openvino_runs_files_and_folders(place):
+    found = variants_of(["mine", "peer.onnx"], ["openvino", "openvino-f32"])
+    assert [v.name.partition(" ")[2] for v in found] == ["openvino", "openvino-f32"] * 2
+    assert [v.file.name for v in found] == ["encoder.onnx"] * 2 + ["peer.onnx"] * 2
+
+
 def test_the_engine_of_this_gpu_is_chosen(place, monkeypatch):
-    monkeypatch.setattr("structsam_export.build.installed", lambda backend: True)
-    monkeypatch.setattr("structsam_export.build.has_gpu", lambda: True)
-    monkeypatch.setattr("structsam_export.build.current_sm", lambda: "sm89")
+    monkeypatch.setattr("structsam_export.backends.base.Backend.installed", lambda self: True)
+    monkeypatch.setattr("structsam_export.backends.cuda._device", lambda: ("a GPU", "sm89"))
     with pytest.raises(ArtifactError, match="structsam-export build mine"):
         variants_of(["mine"], ["tensorrt-rtx"])
-    manifest = Manifest.read(place / "mine")
+    folder = ExportFolder.read(place / "mine")
     for part, backend, sm in (
         ("encoder", "tensorrt-rtx", "sm86"),
         ("decoder", "tensorrt-rtx", "sm89"),
@@ -113,9 +119,8 @@ def test_the_engine_of_this_gpu_is_chosen(place, monkeypatch):
     ):
         name = f"{part}.{backend}-1.0-{sm}.engine"
         (place / "mine" / name).write_text(name)
-        manifest.add(place / "mine", name)
-        manifest.engines.append({"file": name, "backend": backend, "part": part})
-    manifest.write(place / "mine")
+        folder.add_engine(Engine(name, part, backend, "1.0", sm, "0" * 64, 1))
+    folder.write()
     for runner in ("tensorrt-rtx", "tensorrt-rtx-graph"):
         found = variants_of(["mine"], [runner])[0]
         assert found.file.name == "encoder.tensorrt-rtx-1.0-sm89.engine"

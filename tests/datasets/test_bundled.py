@@ -60,15 +60,15 @@ def test_bundled_lists_all_of_them_by_group():
 
 
 def test_no_cutout_and_no_background_was_trained_on(monkeypatch):
-    """The split is by the hash of the file's name, as scripts/demo_scenes.py draws it."""
+    """The split is by the hash of the file's name, as scripts/demo_model/scenes.py draws it."""
     monkeypatch.syspath_prepend(str(SCRIPTS))
-    from demo_scenes import is_held_out
-    from make_eval_set import BACKGROUNDS
+    from demo_model.scenes import is_held_out
+    from evaluation_set.sources import BACKGROUNDS
 
     pasted = {layer for scene in SCENES.values() for layer in scene["layers"] if layer.endswith(".webp")}
     assert len(pasted) > 100
     assert all(layer.startswith("emoji-") and is_held_out(Path(layer)) for layer in pasted)
-    fetched = (SCRIPTS / "fetch_demo_data.sh").read_text()
+    fetched = (SCRIPTS / "demo_model" / "fetch_pictures.sh").read_text()
     trained = next(line for line in fetched.splitlines() if line.startswith("for f in grass")).split(";")[0].split()[3:]
     used = {scene["background"] for scene in SCENES.values()}
     assert used == set(BACKGROUNDS)
@@ -110,8 +110,8 @@ def test_credits_name_every_source():
         assert f"`{name.removeprefix('bundled-')}`" in credits
 
 
-@pytest.mark.skipif("STRUCTSAM_DEMO_DATA" not in os.environ, reason="needs the folder of scripts/fetch_demo_data.sh")
+@pytest.mark.skipif("STRUCTSAM_DEMO_DATA" not in os.environ, reason="needs the folder of fetch_pictures.sh")
 def test_the_script_remakes_it_byte_for_byte(tmp_path):
-    command = [sys.executable, SCRIPTS / "make_eval_set.py", os.environ["STRUCTSAM_DEMO_DATA"], tmp_path]
+    command = [sys.executable, SCRIPTS / "evaluation_set", os.environ["STRUCTSAM_DEMO_DATA"], tmp_path]
     subprocess.run(command, check=True)
     assert (tmp_path / "SHA256SUMS").read_text() == (FOLDER / "SHA256SUMS").read_text()

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 from evaluation_sets import write_folder
 
-from structsam_export.artifact import Manifest
 from structsam_export.evaluate import command as evaluation
 from structsam_export.evaluate.command import decimals, spread
+from structsam_export.folder import ExportFolder
 
 KEYS = {"schema", "dataset", "protocol", "prompt", "runner", "images", "objects", "skipped", "bootstrap", "rows"}
 
@@ -171,9 +171,12 @@ def test_bad_requests(run, place, arguments, code, message):
     assert not Path("evaluations").exists()
 
 
-def test_engines_need_a_gpu(run, place, monkeypatch):
-    monkeypatch.setattr("structsam_export.build.has_gpu", lambda: False)
+def test_engines_need_a_machine_that_runs_them(run, place, monkeypatch):
+    monkeypatch.setattr("structsam_export.backends.base.Backend.runs_here", lambda self: False)
     code, _, err = run("anything", "--dataset", place, "--runner", "engine")
+    assert code == 4 and "needs a GPU or OpenVINO" in err and "pip install" in err
+    monkeypatch.setattr("structsam_export.backends.cuda._device", lambda: None)
+    code, _, err = run("anything", "--dataset", place, "--runner", "tensorrt-rtx")
     assert code == 4 and "no CUDA device" in err
 
 
@@ -190,11 +193,10 @@ def test_spectral(run, place):
 def exported(tmp_path_factory):
     """The demo model with merging in FP32, as traced and rewritten ONNX."""
     from structsam_export.config import ExportConfig
-    from structsam_export.pipeline import rewrite_stage, trace_only
+    from structsam_export.pipeline import rewrite_folder, trace_only
 
     folder = trace_only(ExportConfig(rate=0.5, precision="fp32"), tmp_path_factory.mktemp("exported") / "demo")
-    rewrite_stage(folder, Manifest.read(folder))
-    return folder
+    return rewrite_folder(folder).path
 
 
 def test_onnx_is_as_good_as_eager(run, place, exported):
@@ -216,9 +218,9 @@ def test_the_checkpoint_may_have_moved(run, place, exported, tmp_path):
     from structsam_export.models import load_model
 
     folder = shutil.copytree(exported, tmp_path / "elsewhere")
-    manifest = Manifest.read(folder)
-    manifest.config = replace(manifest.config, checkpoint="gone.safetensors")
-    manifest.write(folder)
+    made = ExportFolder.read(folder)
+    made.manifest.config = replace(made.config, checkpoint="gone.safetensors")
+    made.write()
     code, _, err = run(folder, "--dataset", place, "--limit", 1)
     assert code == 5 and "gone.safetensors" in err
     where = load_model("demo").checkpoint
@@ -234,11 +236,11 @@ def test_the_default_precision_is_rounded_to(run, place, exported, tmp_path):
     from structsam_export.pipeline import precision_stage
 
     folder = shutil.copytree(exported, tmp_path / "fp16")
-    manifest = Manifest.read(folder)
+    made = ExportFolder.read(folder)
     (folder / "encoder.onnx").rename(folder / "encoder.fp32.onnx")
-    manifest.files["encoder.fp32.onnx"] = manifest.files.pop("encoder.onnx")
-    manifest.config = replace(manifest.config, precision="fp16", images=(str(place / "images" / "s0.png"),))
-    precision_stage(folder, manifest)
+    made.manifest.files["encoder.fp32.onnx"] = made.manifest.files.pop("encoder.onnx")
+    made.manifest.config = replace(made.config, precision="fp16", images=(str(place / "images" / "s0.png"),))
+    precision_stage(made)
     code, out, err = run(folder, "--dataset", place, "--limit", 1, "--json")
     assert code == 0, err
     rows = json.loads(out)["rows"]
@@ -257,24 +259,24 @@ def test_a_changed_file_is_refused(run, place, exported, tmp_path):
     assert code == 5 and "was changed" in err
 
 
-def test_engines_of_this_gpu(exported, monkeypatch, tmp_path):
-    """Which files are run; running them needs a GPU."""
+def test_engines_draw_what_onnx_draws(run, place, exported, tmp_path):
+    """OpenVINO's, which run here; and only after they were built."""
     import shutil
 
-    from structsam_export.errors import ArtifactError
-    from structsam_export.evaluate.predictors import engines_here
+    from structsam_export.pipeline import build_folder
 
-    monkeypatch.setattr("structsam_export.build.has_gpu", lambda: True)
-    monkeypatch.setattr("structsam_export.build.current_sm", lambda: "sm89")
-    monkeypatch.setattr("structsam_export.build.installed", lambda backend: True)
     folder = shutil.copytree(exported, tmp_path / "copy")
-    manifest = Manifest.read(folder)
-    for part, sm in (("encoder", "sm86"), ("decoder", "sm86"), ("encoder", "sm89")):
-        manifest.engines.append({"file": f"{part}.{sm}.engine", "backend": "tensorrt-rtx", "part": part, "sm": sm})
-    with pytest.raises(ArtifactError, match=r"no engines for this GPU \(sm89\)"):
-        engines_here(folder, manifest)
-    manifest.engines.append({"file": "d.engine", "backend": "tensorrt-rtx", "part": "decoder", "sm": "sm89"})
-    assert engines_here(folder, manifest) == ("tensorrt-rtx", ["encoder.sm89.engine", "d.engine"])
+    code, _, err = run(folder, "--dataset", place, "--runner", "engine", "--limit", 1)
+    assert code == 5 and "no engines for this machine" in " ".join(err.split())
+    build_folder(folder, "openvino", "f32")
+    found = {}
+    for runner in ("ort", "engine", "openvino"):
+        code, out, err = run(folder, "--dataset", place, "--runner", runner, "--limit", 2, "--json")
+        assert code == 0, err
+        found[runner] = json.loads(out)["rows"][1]
+    assert found["engine"]["name"] == "structsam-r50 engine"
+    for runner in ("engine", "openvino"):
+        assert found[runner]["iou"]["mean"] == pytest.approx(found["ort"]["iou"]["mean"], abs=1e-4)
 
 
 def test_prompt_aware_models_run_once_a_prompt(run, place):

@@ -11,7 +11,7 @@ import torch
 from structsam_export.evaluate.metrics import boundary, boundary_iou, dice, scores
 from structsam_export.evaluate.protocols import box_of, filled_boxes, point_of
 from structsam_export.evaluate.statistics import interval, summary
-from structsam_export.validate.metrics import iou
+from structsam_export.metrics import iou
 
 
 def square(h, w, y0, x0, y1, x1):

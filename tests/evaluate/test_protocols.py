@@ -16,7 +16,7 @@ from structsam_export.errors import BadInputError, UsageError
 from structsam_export.evaluate import evaluate
 from structsam_export.evaluate.predictors import eager_predictors
 from structsam_export.evaluate.protocols import PROTOCOLS, samhq_case
-from structsam_export.pipeline import Job
+from structsam_export.job import Job
 
 
 @dataclass(frozen=True)

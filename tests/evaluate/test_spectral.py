@@ -17,9 +17,9 @@ from structsam_export.evaluate.spectral import (
     table,
     token_graph,
 )
+from structsam_export.job import Job
 from structsam_export.methods import make_method
-from structsam_export.pipeline import Job
-from structsam_export.validate.photos import bundled_photos
+from structsam_export.runtime.photos import bundled_photos
 
 
 def lifted(weights, groups):
@@ -117,7 +117,7 @@ def test_methods_on_a_photo(job):
 def test_features_are_those_the_first_block_merges_by(job):
     import torch
 
-    from structsam_export.patch import host_of
+    from structsam_export.patch import recording
     from structsam_export.runtime.images import prepare
 
     photo = bundled_photos(1)[0].image
@@ -125,7 +125,7 @@ def test_features_are_those_the_first_block_merges_by(job):
     assert sorted(features) == list(range(8))
     encoder = job.loaded.sam.image_encoder
     ready = prepare(photo, job.loaded.geometry.image_size)
-    with torch.no_grad(), job.schedule.patched(encoder), host_of(encoder).recording(encoder) as decisions:
+    with torch.no_grad(), job.schedule.patched(encoder), recording(encoder) as decisions:
         encoder(torch.as_tensor(ready.tensor))
     assert torch.equal(decisions["plan.0"].inputs[0], features[0])
     assert not any(block.norm1._forward_hooks for block in encoder.blocks)

@@ -58,7 +58,7 @@ class Call:
 
 def windows_of(layout):
     """Per attention call, the grid coordinates of its tokens; PAD beyond the grid."""
-    (H, W), size = layout.grid, layout.window
+    (H, W), size = layout.shape, layout.window
     if not size:
         return [[(r, c) for r in range(H) for c in range(W)]]
     return [
@@ -70,7 +70,7 @@ def windows_of(layout):
 
 def calls_of(x, layout):
     """The attention calls of one image x (H, W, C)."""
-    rows, columns = (layout.window, layout.window) if layout.window else layout.grid
+    rows, columns = (layout.window, layout.window) if layout.window else layout.shape
     zero = np.zeros(x.shape[-1])
     return [
         Call(places, rows, columns, np.array([zero if place is PAD else x[place] for place in places]))

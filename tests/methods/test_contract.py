@@ -15,21 +15,22 @@ import torch
 
 from structsam_export.errors import UsageError
 from structsam_export.methods import METHODS, make_method, method_class
+from structsam_export.methods.base import MergeMethod
 from structsam_export.methods.plan import REDUCTIONS
-from structsam_export.methods.tokens import Layout, Tokens
+from structsam_export.tokens import Tokens, WindowGrid
 
 IMAGES, CHANNELS = 2, 6
 LAYOUTS = {
-    "sam-global": Layout((64, 64)),
-    "sam-window": Layout((64, 64), 14),
-    "demo-global": Layout((32, 32)),
-    "demo-window": Layout((32, 32), 12),
-    "odd": Layout((9, 7)),
+    "sam-global": WindowGrid((64, 64)),
+    "sam-window": WindowGrid((64, 64), 14),
+    "demo-global": WindowGrid((32, 32)),
+    "demo-window": WindowGrid((32, 32), 12),
+    "odd": WindowGrid((9, 7)),
 }
 RATES = (0.0, 0.25, 0.5, "max")
 VARIANTS = [(name, variant) for name in METHODS for variant in method_class(name).VARIANTS]
 # Only merging methods give a MergePlan; other kinds have tests of their own beside their files.
-PLANS = [(name, variant) for name, variant in VARIANTS if method_class(name).KIND == "merge"]
+PLANS = [(name, variant) for name, variant in VARIANTS if issubclass(method_class(name), MergeMethod)]
 
 each_method = pytest.mark.parametrize("name", METHODS)
 each_variant = pytest.mark.parametrize(("name", "variant"), VARIANTS)
@@ -72,7 +73,7 @@ each_merging = pytest.mark.parametrize("case", MERGING, ids=str)
 @lru_cache(maxsize=len(LAYOUTS) * 2)
 def features_of(layout, seed=0):
     """Random features (IMAGES, H, W, CHANNELS) that share a direction, as a trained block's tokens do."""
-    noise = torch.randn(IMAGES, *layout.grid, CHANNELS, generator=torch.Generator().manual_seed(seed))
+    noise = torch.randn(IMAGES, *layout.shape, CHANNELS, generator=torch.Generator().manual_seed(seed))
     return noise + 2
 
 
@@ -82,7 +83,7 @@ def plan_of(case, seed=0):
 
 
 def calls(layout):
-    return IMAGES * layout.windows[0] * layout.windows[1]
+    return IMAGES * layout.window_counts[0] * layout.window_counts[1]
 
 
 def pads_of(layout):

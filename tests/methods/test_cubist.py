@@ -25,19 +25,19 @@ from structsam_export.methods.cubist import (
     merge_lines,
     real_left,
 )
-from structsam_export.methods.tokens import Layout
-from structsam_export.patch import patched
-from structsam_export.patch.roles import GRID_PARTS, Decision
+from structsam_export.patch import patched, roles_of
+from structsam_export.roles import Decision
+from structsam_export.tokens import WindowGrid
 
 PAD = None
 LAYOUTS = {
-    "sam": Layout((64, 64), 14),
-    "demo": Layout((32, 32), 12),
-    "wide": Layout((6, 10), 4),
-    "odd": Layout((9, 7)),
-    "odd windows": Layout((13, 16), 5),
-    "lone pads": Layout((7, 11), 4),
-    "thin": Layout((1, 12)),
+    "sam": WindowGrid((64, 64), 14),
+    "demo": WindowGrid((32, 32), 12),
+    "wide": WindowGrid((6, 10), 4),
+    "odd": WindowGrid((9, 7)),
+    "odd windows": WindowGrid((13, 16), 5),
+    "lone pads": WindowGrid((7, 11), 4),
+    "thin": WindowGrid((1, 12)),
 }
 VARIANTS = {"window": 0.7, "global": 0.75}
 CASES = [
@@ -96,7 +96,7 @@ def slow_unmerge(y, rows, columns):
 
 def windows_of(layout, variant):
     """Top-left corner and size of everything that is reduced at once."""
-    (H, W), size = layout.grid, layout.window
+    (H, W), size = layout.shape, layout.window
     if variant == "global":
         return [(0, 0, H, W)]
     return [(top, left, size, size) for top in range(0, H, size) for left in range(0, W, size)]
@@ -125,14 +125,14 @@ def reduce(x, method, layout):
 
 @each_case
 def test_reduces_and_restores_as_the_reference(layout, variant, rate):
-    method, x = Cubist(rate, variant), features(layout.grid)
+    method, x = Cubist(rate, variant), features(layout.shape)
     small, plan = reduce(x, method, layout)
-    H, W = plan.after.grid
+    H, W = plan.after.shape
     place = np.arange(H * W).reshape(H, W)
     expected, restored = slow_cubist(x[0], place, layout, variant, *method.lines(layout))
     assert small.shape == (1, H, W, 4)
     assert np.array_equal(small[0].numpy(), expected.astype(np.float32))
-    assert np.array_equal(plan.slot()[0].numpy().reshape(layout.grid), restored)
+    assert np.array_equal(plan.slot()[0].numpy().reshape(layout.shape), restored)
     y = torch.randn(1, H, W, 3, generator=torch.Generator().manual_seed(1))
     assert np.array_equal(plan.unmerge(y)[0].numpy(), y[0].flatten(0, 1).numpy()[restored])
 
@@ -140,30 +140,30 @@ def test_reduces_and_restores_as_the_reference(layout, variant, rate):
 @each_case
 def test_shapes_and_types_do_not_depend_on_the_image(layout, variant, rate):
     method = Cubist(rate, variant)
-    scope = layout if variant == "window" else Layout(layout.grid)
-    (h, w), (r_h, r_w) = scope.side, method.lines(layout)
+    scope = layout if variant == "window" else WindowGrid(layout.shape)
+    (h, w), (r_h, r_w) = scope.window_shape, method.lines(layout)
     assert 0 <= r_h <= h // 2 and 0 <= r_w <= w // 2 and r_h + r_w > 0
     for seed in (0, 1):
-        small, plan = reduce(features(layout.grid, images=2, seed=seed), method, layout)
-        assert plan.rows.shape == (2 * scope.calls * h, w // 2)
-        assert plan.columns.shape == (2 * scope.calls * (w - r_w), h // 2)
-        assert plan.slot().shape == (2, layout.grid[0] * layout.grid[1])
+        small, plan = reduce(features(layout.shape, images=2, seed=seed), method, layout)
+        assert plan.rows.shape == (2 * scope.windows * h, w // 2)
+        assert plan.columns.shape == (2 * scope.windows * (w - r_w), h // 2)
+        assert plan.slot().shape == (2, layout.shape[0] * layout.shape[1])
         assert {plan.rows.dtype, plan.columns.dtype, plan.slot().dtype} == {torch.int64}
         assert ((plan.rows > 0).sum(1) == r_w).all() and ((plan.columns > 0).sum(1) == r_h).all()
         assert plan.rows.min() >= 0 and plan.rows.max() <= RIGHT
-        assert small.shape == (2, *plan.after.grid, 4)
-        assert (plan.layout, plan.removed) == (scope, (r_h, r_w))
-        assert plan.after.grid == method.after(layout).grid
+        assert small.shape == (2, *plan.after.shape, 4)
+        assert (plan.grid, plan.removed) == (scope, (r_h, r_w))
+        assert plan.after.shape == method.after(layout).shape
         assert not plan.after.has_pads
-        assert plan.slot().min() >= 0 and plan.slot().max() < plan.after.grid[0] * plan.after.grid[1]
+        assert plan.slot().min() >= 0 and plan.slot().max() < plan.after.shape[0] * plan.after.shape[1]
 
 
 @each_case
 def test_equal_tokens_merge_without_loss(layout, variant, rate):
     """What is restored reduces to itself where every token equals those it went with."""
     method = Cubist(rate, variant)
-    _, plan = reduce(features(layout.grid), method, layout)
-    y = torch.randn(1, *plan.after.grid, 4, generator=torch.Generator().manual_seed(2))
+    _, plan = reduce(features(layout.shape), method, layout)
+    y = torch.randn(1, *plan.after.shape, 4, generator=torch.Generator().manual_seed(2))
     x = plan.unmerge(y)
     small, again = method.reduce(x, layout)
     assert torch.equal(again.unmerge(small), x)
@@ -172,18 +172,18 @@ def test_equal_tokens_merge_without_loss(layout, variant, rate):
 @pytest.mark.parametrize(
     ("layout", "variant", "rate", "size"),
     [
-        pytest.param(Layout((64, 64), 14), "window", 0.39, 14, id="sam"),
-        pytest.param(Layout((12, 12), 6), "window", 0.5, 6, id="windows"),
-        pytest.param(Layout((16, 16)), "global", 0.4, 16, id="whole"),
-        pytest.param(Layout((9, 7)), "global", 0.5, 9, id="odd"),
+        pytest.param(WindowGrid((64, 64), 14), "window", 0.39, 14, id="sam"),
+        pytest.param(WindowGrid((12, 12), 6), "window", 0.5, 6, id="windows"),
+        pytest.param(WindowGrid((16, 16)), "global", 0.4, 16, id="whole"),
+        pytest.param(WindowGrid((9, 7)), "global", 0.5, 9, id="odd"),
     ],
 )
 @pytest.mark.parametrize("twin", ["left", "right"])
 def test_lines_that_equal_a_neighbour_are_the_ones_that_go(layout, variant, rate, size, twin):
     """Some odd rows and columns repeat the even one before or after: just those are lost, and nothing with them."""
     method = Cubist(rate, variant)
-    (H, W), (r_h, r_w) = layout.grid, method.lines(layout)
-    x = features(layout.grid)[0]
+    (H, W), (r_h, r_w) = layout.shape, method.lines(layout)
+    x = features(layout.shape)[0]
     for axis, (length, removed) in enumerate(((H, r_h), (W, r_w))):
         lines = np.moveaxis(x, axis, 0)
         for start in range(0, length, size):
@@ -208,7 +208,7 @@ def test_one_value_everywhere(variant):
 
 @each_case
 def test_an_image_is_reduced_alike_in_any_batch(layout, variant, rate):
-    method, x = Cubist(rate, variant), features(layout.grid, images=3)
+    method, x = Cubist(rate, variant), features(layout.shape, images=3)
     together, plan = reduce(x, method, layout)
     for image in range(3):
         small, alone = reduce(x[image : image + 1], method, layout)
@@ -240,7 +240,7 @@ def test_a_target_wins_a_tie_of_magnitudes():
 
 def test_whose_value_stays_is_a_decision():
     """Of opposite values of one magnitude, rounding picks the sign: a tie, which a report can name."""
-    layout = Layout((6, 6), 6)
+    layout = WindowGrid((6, 6), 6)
     x = torch.rand(1, 6, 6, 4, generator=torch.Generator().manual_seed(0)) + 0.5
     x[0, 0, 0, 2] = 0.01
     x[0, 0, 1] = x[0, 0, 0]
@@ -279,7 +279,7 @@ def test_windowed_grids_of_sam(rate, side, lines):
     """Never 65, which is what 14 -> 13 would give."""
     layout, method = LAYOUTS["sam"], Cubist(rate)
     assert method.lines(layout) == (lines, lines)
-    assert method.after(layout) == Layout((side, side), 14 - lines)
+    assert method.after(layout) == WindowGrid((side, side), 14 - lines)
 
 
 @pytest.mark.parametrize(
@@ -294,24 +294,24 @@ def test_windowed_grids_of_sam(rate, side, lines):
 def test_whole_grids_of_sam(rate, grid, lines):
     layout, method = LAYOUTS["sam"], Cubist(rate, "global")
     assert method.lines(layout) == lines
-    assert method.after(layout) == Layout(grid, 14)
+    assert method.after(layout) == WindowGrid(grid, 14)
 
 
 def test_both_sides_lose_the_same_fraction():
-    assert Cubist(0.4375, "global").lines(Layout((32, 64))) == (8, 16)
-    assert Cubist(0.75, "global").lines(Layout((5, 8))) == (2, 4)
-    assert Cubist(0.25, "global").lines(Layout((1, 12))) == (0, 3)
+    assert Cubist(0.4375, "global").lines(WindowGrid((32, 64))) == (8, 16)
+    assert Cubist(0.75, "global").lines(WindowGrid((5, 8))) == (2, 4)
+    assert Cubist(0.25, "global").lines(WindowGrid((1, 12))) == (0, 3)
 
 
 @each_case
 def test_no_other_grid_is_nearer_to_the_rate(layout, variant, rate):
     method = Cubist(rate, variant)
-    H, W = layout.grid
+    H, W = layout.shape
     off = [
-        abs(1 - np.prod(Cubist(other, variant).after(layout).grid) / (H * W) - rate)
+        abs(1 - np.prod(Cubist(other, variant).after(layout).shape) / (H * W) - rate)
         for other in np.linspace(0, VARIANTS[variant], 60)
     ]
-    assert abs(1 - np.prod(method.after(layout).grid) / (H * W) - rate) <= min(off) + 1e-9
+    assert abs(1 - np.prod(method.after(layout).shape) / (H * W) - rate) <= min(off) + 1e-9
 
 
 def test_windows_of_an_encoder_without_windows_are_the_whole_grid():
@@ -323,7 +323,7 @@ def test_windows_of_an_encoder_without_windows_are_the_whole_grid():
 @pytest.mark.parametrize(("rate", "lines"), [(0.12, 2), (0.26, 3)])
 def test_border_windows_of_sam_lose_pads_only(rate, lines):
     layout = LAYOUTS["sam"]
-    x = features(layout.grid)
+    x = features(layout.shape)
     small, plan = reduce(x, Cubist(rate), layout)
     assert plan.removed == (lines, lines)
     real = 4 * (14 - lines) + 8  # four inner windows and what is real of the border one
@@ -340,10 +340,10 @@ def test_border_windows_of_sam_lose_pads_only(rate, lines):
 def test_lines_of_pads_leave_no_choice(name, rate):
     """Their tokens are all equal, but all runtimes must merge the same ones."""
     layout = LAYOUTS[name]
-    small, plan = reduce(features(layout.grid), Cubist(rate), layout)
+    small, plan = reduce(features(layout.shape), Cubist(rate), layout)
     r_h, r_w = plan.removed
-    h, w = plan.layout.side
-    pads = plan.layout.partition(torch.ones(1, *layout.grid, 1)).view(-1, h, w) == 0
+    h, w = plan.grid.window_shape
+    pads = plan.grid.partition(torch.ones(1, *layout.shape, 1)).view(-1, h, w) == 0
     rows = plan.rows.view(-1, h, w // 2)[pads.all(2)]
     assert rows.tolist() == [[LEFT] * r_w + [0] * (w // 2 - r_w)] * len(rows)
     pads = (plan.after.partition(small) == 0).all(-1).view(-1, h - r_h, w - r_w)
@@ -365,14 +365,14 @@ def test_how_many_real_tokens_stay_is_known_beforehand(length):
 @each_case
 def test_no_real_token_turns_into_a_pad(layout, variant, rate):
     """A pad takes no real value away, wherever it has to go."""
-    x = np.where(features(layout.grid) > 0, 1.0, -1.0) * np.array([1, 2, 3, 4])
+    x = np.where(features(layout.shape) > 0, 1.0, -1.0) * np.array([1, 2, 3, 4])
     small, plan = reduce(x, Cubist(rate, variant), layout)
     assert np.array_equal(plan.unmerge(small).abs().numpy(), np.abs(x))
 
 
 def test_half_precision_keeps_its_type_and_decides_in_single():
     layout, method = LAYOUTS["demo"], Cubist(0.5)
-    x = torch.tensor(1 + features(layout.grid) / 10, dtype=torch.float16)
+    x = torch.tensor(1 + features(layout.shape) / 10, dtype=torch.float16)
     small, plan = method.reduce(x, layout)
     expected, same = method.reduce(x.float(), layout)
     assert small.dtype == torch.float16
@@ -391,11 +391,11 @@ def test_border_windows_that_stick_out_at_one_side_lose_pads_there(rate, lines):
 
 
 ONNX_CASES = {
-    "windows": (Layout((6, 10), 4), "window", 0.5),
+    "windows": (WindowGrid((6, 10), 4), "window", 0.5),
     "sam": (LAYOUTS["sam"], "window", 0.26),
-    "sam's pads": (Layout((20, 20), 14), "window", 0.6),
-    "whole": (Layout((9, 7)), "global", 0.4),
-    "half of all": (Layout((8, 8)), "global", 0.75),
+    "sam's pads": (WindowGrid((20, 20), 14), "window", 0.6),
+    "whole": (WindowGrid((9, 7)), "global", 0.4),
+    "half of all": (WindowGrid((8, 8)), "global", 0.75),
 }
 
 
@@ -404,7 +404,7 @@ def exported(request):
     """A reduction and its inverse, traced for two images: layout, method, x, graph."""
     layout, variant, rate = request.param
     method = Cubist(rate, variant)
-    x = torch.tensor(features(layout.grid, images=2), dtype=torch.float32)
+    x = torch.tensor(features(layout.shape, images=2), dtype=torch.float32)
 
     class Module(torch.nn.Module):
         def forward(self, x):
@@ -484,7 +484,7 @@ def other_joins(joins, removed):
 
 def by_slots(x, plan):
     """The value of largest magnitude of all tokens that share a slot; a slot of pads only is zero."""
-    H, W = plan.after.grid
+    H, W = plan.after.shape
     small = torch.zeros(len(x), H * W, x.shape[-1])
     for image, slots in enumerate(plan.slot().tolist()):
         for slot, token in zip(slots, x[image].flatten(0, 1)):
@@ -513,9 +513,9 @@ def stock():
 def test_host_runs_the_blocks_that_follow_on_the_small_grid(stock, variant, rate, first, grid):
     """The embedding of stock blocks called by hand: their window size set, the grid reduced and restored between."""
     encoder, x, dense = stock
-    method, layout = Cubist(rate, variant), Layout((10, 10), 4)
+    method, layout = Cubist(rate, variant), WindowGrid((10, 10), 4)
     window = 4 if variant == "global" else {9: 3, 6: 2}[grid]
-    assert method.after(layout) == Layout((grid, grid), window)
+    assert method.after(layout) == WindowGrid((grid, grid), window)
     with patched(encoder, method, range(first, 5)):
         found = encoder(x)
     by_hand = copy.deepcopy(encoder)
@@ -534,15 +534,16 @@ def test_host_runs_the_blocks_that_follow_on_the_small_grid(stock, variant, rate
 
 
 @each_host_case
-def test_host_gives_window_sizes_back(stock, variant, rate, first, grid):
+def test_host_blocks_keep_their_window_sizes(stock, variant, rate, first, grid):
     encoder, x, dense = stock
     before = [(type(block), block.window_size, sorted(vars(block))) for block in encoder.blocks]
     assert [size for _, size, _ in before] == [4, 0, 4, 0, 4]
-    small = Cubist(rate, variant).after(Layout((10, 10), 4)).window
+    small = Cubist(rate, variant).after(WindowGrid((10, 10), 4)).window
     with patched(encoder, Cubist(rate, variant), range(first, 5)):
-        inside = [block.window_size for block in encoder.blocks]
+        inside = {i: role.grid.window for i, role in roles_of(encoder).items()}
+        assert [block.window_size for block in encoder.blocks] == [size for _, size, _ in before]
         encoder(x)
-    assert inside == [small if i >= first and size else size for i, (_, size, _) in enumerate(before)]
+    assert inside == {i: small if before[i][1] else 0 for i in range(first, 5)}
     assert [(type(block), block.window_size, sorted(vars(block))) for block in encoder.blocks] == before
     assert torch.equal(encoder(x), dense)
 
@@ -578,14 +579,14 @@ def test_layers_that_are_not_the_last_ones_are_refused(stock, blocks):
 
 
 def test_parts_are_the_first_fields():
-    assert GridPlan.parts == tuple(field.name for field in dataclasses.fields(GridPlan))[:4] == GRID_PARTS
+    assert tuple(field.name for field in dataclasses.fields(GridPlan))[:4] == GridPlan.PARTS
 
 
 def test_a_method_describes_itself():
     method = Cubist()
     assert (method.rate, method.variant) == (0.5, next(iter(Cubist.VARIANTS)))
     assert Cubist.VARIANTS == VARIANTS
-    assert (Cubist.NAME, Cubist.KIND) == ("cubist", "grid")
+    assert Cubist.NAME == "cubist"
     assert Cubist.PROTECTS and "2509.21764" in Cubist.SOURCE
     assert method.macs(LAYOUTS["sam"], 768) == 0
     assert hash(method) == hash(Cubist(0.5, "window"))

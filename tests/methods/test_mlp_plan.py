@@ -111,8 +111,8 @@ def test_density_out_of_range(density):
 
 def test_parts_are_the_fields():
     plan = KeepPlan(torch.zeros(1, 1), torch.zeros(1, 4))
-    assert [getattr(plan, part).shape[1] for part in KeepPlan.parts] == [1, 4]
-    assert KeepPlan.parts == ("keep", "slot")
+    assert [getattr(plan, part).shape[1] for part in KeepPlan.PARTS] == [1, 4]
+    assert KeepPlan.PARTS == ("keep", "slot")
 
 
 def test_the_same_in_onnx():

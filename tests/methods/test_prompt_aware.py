@@ -17,20 +17,20 @@ from structsam_export.errors import UsageError
 from structsam_export.methods import METHODS, PROMPT_AWARE, make_method
 from structsam_export.methods.energy import gradient_energy
 from structsam_export.methods.plan import MergePlan, SplitPlan
-from structsam_export.methods.prompt_aware import prompt_region
-from structsam_export.methods.tokens import Layout, Tokens
-from structsam_export.patch import host_of, patched
+from structsam_export.patch import patched, prompted, recording
+from structsam_export.roles import WindowGroup
+from structsam_export.tokens import Tokens, WindowGrid, prompt_region
 from structsam_export.trace import decision_names, encoder_with_decisions, trace_encoder
 from structsam_export.validate.decisions import GIVEN, decided, expose
 
-GLOBAL, WINDOWS = Layout((64, 64)), Layout((64, 64), 14)
+GLOBAL, WINDOWS = WindowGrid((64, 64)), WindowGrid((64, 64), 14)
 LAYOUTS = {
     "sam-global": GLOBAL,
     "sam-window": WINDOWS,
-    "demo-global": Layout((32, 32)),
-    "demo-window": Layout((32, 32), 12),
-    "odd": Layout((9, 7)),
-    "one window": Layout((8, 8), 8),
+    "demo-global": WindowGrid((32, 32)),
+    "demo-window": WindowGrid((32, 32), 12),
+    "odd": WindowGrid((9, 7)),
+    "one window": WindowGrid((8, 8), 8),
 }
 each_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 # In tokens of the 64x64 grid: x0 y0 x1 y1. Grown by one token they touch at most 7x7 cells and four windows.
@@ -49,12 +49,12 @@ def aware(rate=0.5):
 
 
 def region_of(box, layout, patch=16, images=1):
-    return prompt_region(torch.tensor([box]) * patch, layout.grid, patch).repeat(images, 1, 1)
+    return prompt_region(torch.tensor([box]) * patch, layout.shape, patch).repeat(images, 1, 1)
 
 
 def tokens_of(layout, region=None, images=1, seed=0):
     """Random features; their gradients lie close together, as a trained block's do."""
-    features = torch.randn(images, *layout.grid, 8, generator=torch.Generator().manual_seed(seed))
+    features = torch.randn(images, *layout.shape, 8, generator=torch.Generator().manual_seed(seed))
     return Tokens(features, layout, region)
 
 
@@ -65,14 +65,14 @@ def plan_of(rate, layout, region=None, **options):
 
 def destinations(plan):
     """(calls, N), dense calls too."""
-    return decided({f"plan.0.{part}": getattr(plan, part).numpy() for part in plan.parts}, "plan.0")
+    return plan.assignment({part: getattr(plan, part).numpy() for part in plan.PARTS}, 0)
 
 
 def slot_sets(plan, layout):
     """Every group of tokens that share a slot, as sets of (row, column) of the grid; pads left out."""
-    (h, w), (_, across), (H, W) = layout.side, layout.windows, layout.grid
+    (h, w), (_, across), (H, W) = layout.window_shape, layout.window_counts, layout.shape
     found = []
-    for call, row in enumerate(destinations(plan)[: layout.calls]):
+    for call, row in enumerate(destinations(plan)[: layout.windows]):
         groups = {}
         for token, destination in enumerate(row):
             place = (call // across * h + token // w, call % across * w + token % w)
@@ -163,7 +163,7 @@ def test_a_box_that_fits_is_not_touched_by_any_merge(where, rate, box):
 def test_a_protected_cell_merges_only_if_no_free_one_is_left(box, rate):
     region = region_of(box, GLOBAL)
     protected, merged = places(region), slot_sets(plan_of(rate, GLOBAL, region)[0], GLOBAL)
-    cells = cells_of(GLOBAL.grid)
+    cells = cells_of(GLOBAL.shape)
     assert all(group in cells for group in merged)
     free = [cell for cell in cells if not cell & protected]
     touched = [group for group in merged if group & protected]
@@ -174,15 +174,15 @@ def test_a_protected_cell_merges_only_if_no_free_one_is_left(box, rate):
 
 def steepest_of(tokens):
     """The steepest token of every cell of a grid that has no windows."""
-    energy = gradient_energy(tokens.features, tokens.layout, "sobel").view(tokens.layout.grid).tolist()
-    return [max(energy[r][c] for r, c in cell) for cell in cells_of(tokens.layout.grid)]
+    energy = gradient_energy(tokens.features, tokens.grid, "sobel").view(tokens.grid.shape).tolist()
+    return [max(energy[r][c] for r, c in cell) for cell in cells_of(tokens.grid.shape)]
 
 
 @pytest.mark.parametrize("box", [(0.0, 0.0, 64.0, 64.0), (8.0, 0.0, 64.0, 64.0), (0.0, 0.0, 0.0, 0.0)])
 def test_the_flattest_cells_merge_free_ones_before_protected_ones(box):
     region = region_of(box, GLOBAL)
     plan, tokens = plan_of(0.6, GLOBAL, region)
-    cells, steepest, protected = cells_of(GLOBAL.grid), steepest_of(tokens), places(region)
+    cells, steepest, protected = cells_of(GLOBAL.shape), steepest_of(tokens), places(region)
     order = sorted(range(len(cells)), key=lambda i: (bool(cells[i] & protected), steepest[i]))
     expected = {frozenset(cells[i]) for i in order[: int(0.6 * 4096 / 3)]}
     assert {frozenset(group) for group in slot_sets(plan, GLOBAL)} == expected
@@ -190,10 +190,10 @@ def test_the_flattest_cells_merge_free_ones_before_protected_ones(box):
 
 def window_order(tokens):
     """Windows with most of the prompt first, then those with the steepest tokens on average."""
-    layout = tokens.layout
+    layout = tokens.grid
     held = layout.partition(tokens.region.unsqueeze(-1)).sum((1, 2)).tolist()
     structure = gradient_energy(tokens.features, layout, "sobel").double().mean(1).tolist()
-    return sorted(range(layout.calls), key=lambda i: (-held[i], -structure[i]))
+    return sorted(range(layout.windows), key=lambda i: (-held[i], -structure[i]))
 
 
 @pytest.mark.parametrize("rate", [0.3, 0.5, 0.7])
@@ -201,7 +201,7 @@ def window_order(tokens):
 def test_windows_with_most_of_the_prompt_stay_dense(rate, box):
     region = region_of(box, WINDOWS)
     plan, tokens = plan_of(rate, WINDOWS, region)
-    dense = aware(rate).dense_calls(WINDOWS)
+    dense = aware(rate).dense_windows(WINDOWS)
     assert isinstance(plan, SplitPlan) and plan.dense == dense
     assert set(plan.order[0, :dense].tolist()) == set(window_order(tokens)[:dense])
     for call, row in enumerate(destinations(plan)):
@@ -233,11 +233,11 @@ def test_counts_do_not_depend_on_the_prompt(layout, rate):
     method = aware(rate)
     if not method.removed(layout):
         return
-    regions = [None, *(region_of(box, layout, patch=4) for box in SMALL.values()), torch.ones(1, *layout.grid)]
+    regions = [None, *(region_of(box, layout, patch=4) for box in SMALL.values()), torch.ones(1, *layout.shape)]
     plans = [plan_of(rate, layout, region)[0] for region in regions]
-    assert {type(plan) for plan in plans} == {SplitPlan if method.dense_calls(layout) else MergePlan}
-    assert len({tuple(getattr(plan, part).shape for part in plan.parts) for plan in plans}) == 1
-    counts = sum(calls * (layout.tokens - n) for calls, n in method.groups(layout))
+    assert {type(plan) for plan in plans} == {SplitPlan if method.dense_windows(layout) else MergePlan}
+    assert len({tuple(getattr(plan, part).shape for part in plan.PARTS) for plan in plans}) == 1
+    counts = sum(group.windows * (layout.tokens - group.queries) for group in method.window_groups(layout))
     for plan in plans:
         merged = destinations(plan) != np.arange(layout.tokens)
         assert merged.sum() == counts
@@ -246,29 +246,29 @@ def test_counts_do_not_depend_on_the_prompt(layout, rate):
 @each_layout
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.3, 0.5, 0.6, 0.75])
 def test_the_effective_rate_is_within_one_call_of_the_rate(layout, rate):
-    method, h, w = aware(rate), *layout.side
-    groups = method.groups(layout)
-    assert sum(calls for calls, _ in groups) == layout.calls
-    short = layout.calls * layout.tokens * rate - sum(calls * (layout.tokens - n) for calls, n in groups)
+    method, h, w = aware(rate), *layout.window_shape
+    groups = [(group.windows, group.queries) for group in method.window_groups(layout)]
+    assert sum(calls for calls, _ in groups) == layout.windows
+    short = layout.windows * layout.tokens * rate - sum(calls * (layout.tokens - n) for calls, n in groups)
     assert short > -1e-6
     most = 3 * (h // 2) * (w // 2)  # of one call
-    assert short < (most if layout.window else 3) or groups == [(layout.calls, layout.tokens - most)]
+    assert short < (most if layout.window else 3) or groups == [(layout.windows, layout.tokens - most)]
 
 
 def test_windows_at_the_highest_rate_all_merge():
     plan, _ = plan_of(0.75, WINDOWS, torch.ones(1, 64, 64))
     assert isinstance(plan, MergePlan)
-    assert aware(0.75).groups(WINDOWS) == [(25, 49)]
+    assert aware(0.75).window_groups(WINDOWS) == [WindowGroup(25, 49, 49)]
 
 
 def test_too_low_a_rate_for_one_window_removes_nothing():
     assert aware(0.02).removed(WINDOWS) == 0
-    assert aware(0.02).groups(WINDOWS) == [(25, 196)]
+    assert aware(0.02).window_groups(WINDOWS) == [WindowGroup(25, 196, 196)]
 
 
 @each_layout
 def test_no_prompt_is_a_prompt_that_meets_nothing(layout):
-    outside = torch.zeros(1, *layout.grid)
+    outside = torch.zeros(1, *layout.shape)
     a, b = (plan_of(0.5, layout, region)[0] for region in (None, outside))
     assert np.array_equal(destinations(a), destinations(b))
 
@@ -341,10 +341,10 @@ def test_an_encoder_leaves_what_its_prompt_shows_alone():
     box = torch.tensor([[40.0, 72.0, 56.0, 88.0]])
     protected = places(prompt_region(box, (16, 16), 16))
     assert len(protected) == 16
-    with patched(encoder, aware(0.5), range(3)), host_of(encoder).recording(encoder) as decisions:
-        with host_of(encoder).prompted(encoder, box):
+    with patched(encoder, aware(0.5), range(3)), recording(encoder) as decisions:
+        with prompted(encoder, box):
             encoder(images(encoder))
-        for i, layout in enumerate((Layout((16, 16), 4), Layout((16, 16)), Layout((16, 16), 4))):
+        for i, layout in enumerate((WindowGrid((16, 16), 4), WindowGrid((16, 16)), WindowGrid((16, 16), 4))):
             merged = slot_sets(decisions[f"plan.{i}"].plan, layout)
             assert sum(len(group) - 1 for group in merged) == [120, 126, 120][i]
             assert not any(group & protected for group in merged)
@@ -367,7 +367,7 @@ def test_the_prompt_is_forgotten_afterwards():
     x, boxes = images(encoder), torch.tensor([[0.0, 0.0, 40.0, 40.0]])
     with patched(encoder, aware(0.5), range(3)):
         without = encoder(x)
-        with pytest.raises(ZeroDivisionError), host_of(encoder).prompted(encoder, boxes):
+        with pytest.raises(ZeroDivisionError), prompted(encoder, boxes):
             assert not torch.allclose(encoder(x), without, atol=1e-4)
             raise ZeroDivisionError
         assert torch.equal(encoder(x), without)
@@ -375,6 +375,7 @@ def test_the_prompt_is_forgotten_afterwards():
 
 # In ONNX.
 
+PLANS = {"plan.0": SplitPlan, "plan.1": MergePlan}
 PROMPTS = {"a box": (0.0, 0.0, 20.0, 30.0), "a point": (75.0, 80.0, 75.0, 80.0)}
 
 
@@ -400,13 +401,13 @@ def test_one_file_answers_every_prompt(prompt):
     assert list(found) == list(want)
     assert np.abs(found["image_embeddings"] - want["image_embeddings"]).max() < 2e-5
     for name in ("plan.0", "plan.1"):
-        assert np.array_equal(decided(found, name), decided(want, name))
+        assert np.array_equal(decided(found, name, PLANS[name]), decided(want, name, PLANS[name]))
 
 
 def test_prompts_matter():
     (one, _), (other, _) = (wanted(prompt) for prompt in PROMPTS)
     assert np.abs(one["image_embeddings"] - other["image_embeddings"]).max() > 1e-2
-    assert not np.array_equal(decided(one, "plan.0"), decided(other, "plan.0"))
+    assert not np.array_equal(decided(one, "plan.0", SplitPlan), decided(other, "plan.0", SplitPlan))
 
 
 def test_the_prompt_is_an_input_and_all_shapes_are_static():
@@ -437,7 +438,7 @@ def test_a_graph_with_another_prompts_decisions_computes_what_that_prompt_gives(
     (want, image), (foreign, _) = wanted("a box"), wanted("a point")
     model, names = onnx.ModelProto(), [name for name in want if name != "image_embeddings"]
     model.CopyFrom(traced_aware())
-    expose(model, names, given=True)
+    expose(model, PLANS, given=True)
     feed = {"image": image, "boxes": np.array([PROMPTS["a box"]], np.float32)}
     found = run(model, feed | {name: foreign[name] for name in names})
     assert np.abs(found["image_embeddings"] - foreign["image_embeddings"]).max() < 2e-5
@@ -447,8 +448,8 @@ def test_a_graph_with_another_prompts_decisions_says_its_own():
     (want, image), (foreign, _) = wanted("a box"), wanted("a point")
     model, names = onnx.ModelProto(), [name for name in want if name != "image_embeddings"]
     model.CopyFrom(traced_aware())
-    expose(model, names, given=True)
+    expose(model, PLANS, given=True)
     feed = {"image": image, "boxes": np.array([PROMPTS["a box"]], np.float32)}
     found = run(model, feed | {name: foreign[name] for name in names})
     said = {key.removesuffix(GIVEN): value for key, value in found.items()}
-    assert np.array_equal(decided(said, "plan.0"), decided(want, "plan.0"))
+    assert np.array_equal(decided(said, "plan.0", SplitPlan), decided(want, "plan.0", SplitPlan))

@@ -16,20 +16,20 @@ from methods import reference
 
 from structsam_export.methods import make_method, method_class
 from structsam_export.methods.energy import central_energy, sobel_energy
-from structsam_export.methods.tokens import Layout, Tokens
+from structsam_export.tokens import Tokens, WindowGrid
 
 LAYOUTS = {
-    "sam-global": Layout((64, 64)),
-    "sam-window": Layout((64, 64), 14),
-    "demo-global": Layout((32, 32)),
-    "demo-window": Layout((32, 32), 12),
-    "odd": Layout((9, 7)),
-    "wide": Layout((6, 10), 4),
+    "sam-global": WindowGrid((64, 64)),
+    "sam-window": WindowGrid((64, 64), 14),
+    "demo-global": WindowGrid((32, 32)),
+    "demo-window": WindowGrid((32, 32), 12),
+    "odd": WindowGrid((9, 7)),
+    "wide": WindowGrid((6, 10), 4),
 }
 SMALL = [where for where in LAYOUTS if where != "sam-global"]
 PADDED = [where for where in LAYOUTS if LAYOUTS[where].has_pads]
 # Pads share cells with real tokens, and there is an odd number of them in some windows.
-MIXED = {"mixed-4": Layout((7, 7), 4), "mixed-7": Layout((10, 10), 7), "mixed-5": Layout((12, 9), 5)}
+MIXED = {"mixed-4": WindowGrid((7, 7), 4), "mixed-7": WindowGrid((10, 10), 7), "mixed-5": WindowGrid((12, 9), 5)}
 
 METHODS = {
     "tome": ("tome", "alternate", {}),
@@ -88,7 +88,7 @@ def separated(layout, seed=0):
     """
     rng = np.random.default_rng(seed)
     axis = np.ones(8) / math.sqrt(8)
-    x = np.zeros((*layout.grid, 8))
+    x = np.zeros((*layout.shape, 8))
     for places in reference.windows_of(layout):
         places = [place for place in places if place is not reference.PAD]
         cosines = np.linspace(0.75, 0.98, len(places))
@@ -217,7 +217,7 @@ def test_pads_and_real_tokens_never_meet(key, where, rate, mean):
     """Nor where a token's cosines with all others are negative."""
     layout = {**LAYOUTS, **MIXED}[where]
     real = real_tokens(layout, 2)
-    found = found_in(key, features(layout.grid, 2, alike=True) + (mean - 3), layout, rate)
+    found = found_in(key, features(layout.shape, 2, alike=True) + (mean - 3), layout, rate)
     assert np.array_equal(np.take_along_axis(real, found, 1), real)
 
 
@@ -226,7 +226,7 @@ def test_pads_and_real_tokens_never_meet(key, where, rate, mean):
 def test_pads_merge_before_any_real_token(key, where):
     """As many as at the largest rate, where all that may be sources are merged."""
     layout = LAYOUTS[where]
-    x, real = features(layout.grid), real_tokens(layout)
+    x, real = features(layout.shape), real_tokens(layout)
     moved = {rate: found_in(key, x, layout, rate) != np.arange(layout.tokens) for rate in rates(key, (0.1, 0.25, 0.5))}
     pad_sources = (found_in(key, x, layout, most(key)) != np.arange(layout.tokens))[~real]
     pad_sources = [int(sum(call)) for call in np.split(pad_sources, np.cumsum((~real).sum(1))[:-1])]
@@ -245,7 +245,7 @@ CORNER, EDGES = 24, (4, 20)
 
 def real_tokens_left(key, compat, window):
     layout = LAYOUTS["sam-window"]
-    alone = found_in(key, features(layout.grid, alike=True), layout, 0.5, compat)[window] == np.arange(196)
+    alone = found_in(key, features(layout.shape, alike=True), layout, 0.5, compat)[window] == np.arange(196)
     return int(alone[real_tokens(layout)[window]].sum())
 
 
@@ -264,7 +264,7 @@ def test_an_edge_window_of_sam_keeps_most_of_its_real_tokens(key, window):
 def least_norm(key, compat):
     """The smallest share of its norm that a real token keeps as a destination in SAM's padded windows."""
     layout = LAYOUTS["sam-window"]
-    x = features(layout.grid, alike=True)
+    x = features(layout.shape, alike=True)
     x = x / np.linalg.norm(x, axis=-1, keepdims=True)
     merge = plan(key, x, layout, 0.5, compat)
     windows = layout.partition(torch.tensor(x, dtype=torch.float32))
@@ -287,7 +287,7 @@ def test_a_real_token_shrinks_as_published(key):
 def test_only_vidtome_drops_its_sources(key):
     layout = LAYOUTS["wide"]
     reduce = "replace" if key.startswith("vidtome") else "mean"
-    assert plan(key, features(layout.grid), layout, 0.5).reduce == reduce
+    assert plan(key, features(layout.shape), layout, 0.5).reduce == reduce
 
 
 # Kept tokens n of specification 2.5 at N = 4096 and N = 196: by token, and by whole cells.
@@ -362,7 +362,7 @@ def test_pitome_orders_equal_tokens_by_index(grid, rate):
     energy = np.maximum(unit @ unit.T, 0).mean(1)
     assert len(set(energy.tolist())) <= 12
     sources, destinations = roles(np.argsort(-energy, kind="stable").tolist(), int(rate * len(unit)))
-    assert_roles(found_in("pitome", x[None], Layout(grid), rate)[0], sources, destinations)
+    assert_roles(found_in("pitome", x[None], WindowGrid(grid), rate)[0], sources, destinations)
 
 
 @pytest.mark.parametrize("rate", [0.25, 0.5])
@@ -372,12 +372,12 @@ def test_gradtome_orders_equal_tokens_by_index(grid, rate):
     energy = reference.gradient_map(x[0], "central").ravel()
     assert len(set(energy.tolist())) < 20
     sources, destinations = roles(np.argsort(energy, kind="stable").tolist(), int(rate * len(energy)))
-    assert_roles(found_in("grad-alternate-central", x, Layout(grid), rate)[0], sources, destinations)
+    assert_roles(found_in("grad-alternate-central", x, WindowGrid(grid), rate)[0], sources, destinations)
 
 
 def destinations_of(key, layout):
     """All tokens but these merge at the largest rate."""
-    return plan(key, features(layout.grid), layout, 0.75).pos.sort(1).values
+    return plan(key, features(layout.shape), layout, 0.75).pos.sort(1).values
 
 
 def test_splitmix64_as_published():
@@ -385,7 +385,7 @@ def test_splitmix64_as_published():
 
 
 def test_random_patterns_are_these():
-    window = Layout((14, 14))
+    window = WindowGrid((14, 14))
     kept = [divmod(t, 14) for t in destinations_of("rand2x2", window)[0].tolist()]
     local = {(r // 2, c // 2): r % 2 * 2 + c % 2 for r, c in kept}
     assert len(local) == 49
@@ -399,8 +399,8 @@ def test_random_patterns_are_these():
 
 @pytest.mark.parametrize("key", ["stride2x2", "rand2x2", "rand25", "vidtome"])
 def test_all_windows_share_a_pattern(key):
-    windows = destinations_of(key, Layout((28, 42), 14))
-    assert torch.equal(windows, destinations_of(key, Layout((14, 14))).expand(6, -1))
+    windows = destinations_of(key, WindowGrid((28, 42), 14))
+    assert torch.equal(windows, destinations_of(key, WindowGrid((14, 14))).expand(6, -1))
 
 
 # The reference itself, on examples worked out by hand.
@@ -419,7 +419,7 @@ def row(*degrees):
 
 def test_reference_matching_by_hand():
     """0 is 10 degrees from 3; 4 is 11 from 1; 2 is 19 from 1, 21 from 3."""
-    x, layout = [row(10, 40, 21, 0, 51, 80)], Layout((1, 6))
+    x, layout = [row(10, 40, 21, 0, 51, 80)], WindowGrid((1, 6))
     assert decided("tome", "alternate", x, layout, 1 / 6) == [[3, 1, 2, 3, 4, 5]]
     assert decided("tome", "alternate", x, layout, 2 / 6) == [[3, 1, 2, 3, 1, 5]]
     assert decided("tome", "alternate", x, layout, 3 / 6) == [[3, 1, 1, 3, 1, 5]]
@@ -427,7 +427,7 @@ def test_reference_matching_by_hand():
 
 def test_reference_pads_by_hand():
     """A 2x2 window whose second row are pads: they come first, or (thesis) last and all into the first destination."""
-    x, layout = [row(0, 30)], Layout((1, 2), 2)
+    x, layout = [row(0, 30)], WindowGrid((1, 2), 2)
     assert decided("tome", "alternate", x, layout, 0.25) == [[0, 1, 3, 3]]
     assert decided("tome", "alternate", x, layout, 0.5) == [[1, 1, 3, 3]]
     assert decided("tome", "alternate", x, layout, 0.25, compat="thesis") == [[1, 1, 2, 3]]
@@ -437,7 +437,7 @@ def test_reference_pads_by_hand():
 def test_reference_pitome_by_hand():
     """Redundancy is largest at 40 degrees, then at 30, 0 and 100; with a stranger's cosine cut by ELU."""
     degrees = (0, 30, 40, 100)
-    x, layout = [row(*degrees)], Layout((1, 4))
+    x, layout = [row(*degrees)], WindowGrid((1, 4))
     cosines = [[math.cos(math.radians(a - b)) for b in degrees] for a in degrees]
     expected = [sum(v if v > 0 else math.exp(v) - 1 for v in line) / 4 for line in cosines]
     assert np.allclose(reference.redundancy(reference.calls_of(np.array(x), layout)[0], 0.0, 1.0), expected)
@@ -460,7 +460,7 @@ def test_reference_gradients_by_hand():
 
 def test_reference_cells_by_hand():
     """Two cells: the left one of four equal tokens, the right one with a stranger."""
-    x, layout = [row(0, 0, 0, 0), row(0, 0, 0, 60)], Layout((2, 4))
+    x, layout = [row(0, 0, 0, 0), row(0, 0, 0, 60)], WindowGrid((2, 4))
     assert decided("algm", "local", x, layout, 3 / 8) == [[5, 5, 2, 3, 5, 5, 6, 7]]
     unit = reference.calls_of(np.array(x), layout)[0].unit[[2, 3, 6, 7]]
     assert reference.pairwise_score(unit) == pytest.approx((3 + 3 * 0.5) / 6)

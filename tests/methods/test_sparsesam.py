@@ -10,9 +10,9 @@ import torch
 
 from structsam_export.errors import UsageError
 from structsam_export.methods.sparsesam import KeyPlan, SparseSAM, tile_order
-from structsam_export.methods.tokens import Layout
+from structsam_export.tokens import WindowGrid
 
-SAM, WINDOW = Layout((64, 64)), Layout((64, 64), 14)
+SAM, WINDOW = WindowGrid((64, 64)), WindowGrid((64, 64), 14)
 # Specification B.3: rate -> (global stripe, its density with the diagonal, keys of a window of 196).
 TABLE = {
     0.75: (1024, 0.262, 128),
@@ -22,7 +22,7 @@ TABLE = {
     0.30: (2816, 0.692, 192),
     0.25: (3072, 0.754, 196),
 }
-LAYOUTS = {"sam": SAM, "demo": Layout((32, 32)), "wide": Layout((16, 32)), "no blocks": Layout((6, 10))}
+LAYOUTS = {"sam": SAM, "demo": WindowGrid((32, 32)), "wide": WindowGrid((16, 32)), "no blocks": WindowGrid((6, 10))}
 each_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 each_rate = pytest.mark.parametrize("rate", [0.0, *TABLE])
 each_variant = pytest.mark.parametrize("variant", SparseSAM.VARIANTS)
@@ -79,7 +79,7 @@ def test_density_one_is_dense():
 )
 def test_grids_that_are_not_whole_blocks(rate, grid, kept):
     """Then single keys count; 60 * 0.3 is 18, whatever floating point makes of 1 - 0.7."""
-    assert SparseSAM(rate).kept_keys(Layout(grid)) == kept
+    assert SparseSAM(rate).kept_keys(WindowGrid(grid)) == kept
 
 
 @pytest.mark.parametrize("grid", [(63, 64), (64, 63), (7, 9)])
@@ -87,8 +87,8 @@ def test_an_odd_side_of_a_global_grid(grid):
     for rate in (0.0, 0.5):
         for question in (SparseSAM(rate).kept_keys, SparseSAM(rate).removed, SparseSAM(rate).needs_rank):
             with pytest.raises(UsageError, match=f"SparseSAM needs an even token grid.*{grid[0]}x{grid[1]}"):
-                question(Layout(grid))
-    assert SparseSAM(0.5).kept_keys(Layout(grid, 7)) == 49  # windows stay dense, odd or not
+                question(WindowGrid(grid))
+    assert SparseSAM(0.5).kept_keys(WindowGrid(grid, 7)) == 49  # windows stay dense, odd or not
 
 
 @each_rate
@@ -100,7 +100,7 @@ def test_keys_as_the_reference(layout, rate):
     assert plan.keys.shape == (2, nk) and plan.keys.dtype == torch.int64
     for found, own in zip(plan.keys.tolist(), rank):
         assert len(set(found)) == nk
-        assert set(found) == set(slow_order(own, layout.grid)[:nk])
+        assert set(found) == set(slow_order(own, layout.shape)[:nk])
 
 
 @each_layout
@@ -108,19 +108,19 @@ def test_the_last_quarter_is_in_rank_order(layout):
     method, rank = SparseSAM(0.6), random_rank(layout)
     whole = layout.tokens // 4 * (method.kept_keys(layout) // (layout.tokens // 4))
     for found, own in zip(plan_of(0.6, layout, rank=rank).keys.tolist(), rank):
-        assert found[whole:] == slow_order(own, layout.grid)[whole : len(found)]
-        assert found[:whole] == slow_order(np.arange(len(own)), layout.grid)[:whole]
+        assert found[whole:] == slow_order(own, layout.shape)[whole : len(found)]
+        assert found[:whole] == slow_order(np.arange(len(own)), layout.shape)[:whole]
 
 
 def test_less_than_a_quarter():
     rank = random_rank(SAM, 1)
     found = plan_of(0.9, SAM, rank=rank).keys[0].tolist()
-    assert found == slow_order(rank[0], SAM.grid)[:384]
+    assert found == slow_order(rank[0], SAM.shape)[:384]
 
 
 @each_layout
 def test_a_quarter_is_every_second_row_and_column_and_a_half_every_second_row(layout):
-    place = np.arange(layout.tokens).reshape(layout.grid)
+    place = np.arange(layout.tokens).reshape(layout.shape)
     for rate, expected in ((0.75, place[::2, ::2]), (0.5, place[::2])):
         plan = SparseSAM(rate).plan(None, layout, 2)
         assert plan.fixed
@@ -177,7 +177,7 @@ def test_tiles_group_tokens_by_place_and_parity(grid, side):
 
 
 def test_keys_name_their_part():
-    assert KeyPlan.parts == ("keys",)
+    assert KeyPlan.PARTS == ("keys",)
     assert [f.name for f in dataclasses.fields(KeyPlan)][0] == "keys"
 
 
@@ -185,7 +185,7 @@ def test_a_method_describes_itself():
     method = SparseSAM()
     assert (method.rate, method.variant) == (0.5, next(iter(SparseSAM.VARIANTS)))
     assert SparseSAM.VARIANTS == {"stripe": 0.75, "diagonal": 0.75}
-    assert (SparseSAM.NAME, SparseSAM.KIND) == ("sparsesam", "keys")
+    assert SparseSAM.NAME == "sparsesam"
     assert SparseSAM.PROTECTS and "2605.17633" in SparseSAM.SOURCE
     assert method.macs(SAM, 64) == 0
     assert hash(method) == hash(SparseSAM(0.5, "stripe"))

@@ -11,18 +11,18 @@ import torch
 from structsam_export.methods import make_method
 from structsam_export.methods.energy import sobel_energy
 from structsam_export.methods.matching import similarity, unit_features
-from structsam_export.methods.tokens import Layout, Tokens
+from structsam_export.tokens import Tokens, WindowGrid
 
 SX = ((-1, 0, 1), (-2, 0, 2), (-1, 0, 1))
 SY = ((-1, -2, -1), (0, 0, 0), (1, 2, 1))
 PAD = None
 
 LAYOUTS = {
-    "sam-window": Layout((64, 64), 14),
-    "demo-global": Layout((32, 32)),
-    "demo-window": Layout((32, 32), 12),
-    "wide": Layout((6, 10), 4),
-    "odd": Layout((9, 7)),
+    "sam-window": WindowGrid((64, 64), 14),
+    "demo-global": WindowGrid((32, 32)),
+    "demo-window": WindowGrid((32, 32), 12),
+    "wide": WindowGrid((6, 10), 4),
+    "odd": WindowGrid((9, 7)),
 }
 each_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 each_rate = pytest.mark.parametrize("rate", [0.25, 0.5, 0.75])
@@ -51,7 +51,7 @@ def slow_energy(x):
 
 def windows_of(layout):
     """Per attention call, the grid coordinates of its tokens; PAD beyond the grid."""
-    (H, W), size = layout.grid, layout.window
+    (H, W), size = layout.shape, layout.window
     if not size:
         return [[(r, c) for r in range(H) for c in range(W)]]
     return [
@@ -64,7 +64,7 @@ def windows_of(layout):
 def slow_destination(x, layout, rate, variant):
     """Where StructSAM sends each token, call by call."""
     energy = slow_energy(x)
-    height, width = (layout.window, layout.window) if layout.window else layout.grid
+    height, width = (layout.window, layout.window) if layout.window else layout.shape
     result = []
     for places in windows_of(layout):
         value = [0.0 if place is PAD else energy[place] for place in places]
@@ -108,7 +108,7 @@ def real_tokens(layout):
 @each_rate
 @each_layout
 def test_cell_decides_as_the_reference(layout, rate):
-    x = features(layout.grid)
+    x = features(layout.shape)
     found, expected = fast_destination(x, layout, rate, "cell"), slow_destination(x, layout, rate, "cell")
     real = real_tokens(layout)  # which of many equal cells of pads merge is left open
     assert np.array_equal(found[real], expected[real])
@@ -118,7 +118,7 @@ def test_cell_decides_as_the_reference(layout, rate):
 @each_rate
 @each_layout
 def test_bsm_decides_as_the_reference(layout, rate):
-    x = features(layout.grid, mean=3.0)  # all cosines are positive, as between a trained block's tokens
+    x = features(layout.shape, mean=3.0)  # all cosines are positive, as between a trained block's tokens
     found, expected = fast_destination(x, layout, rate, "bsm"), slow_destination(x, layout, rate, "bsm")
     real = real_tokens(layout)
     assert np.array_equal(found[real], expected[real])
@@ -126,7 +126,7 @@ def test_bsm_decides_as_the_reference(layout, rate):
 
 def test_bsm_leaves_the_cell_when_another_is_more_alike():
     x = features((32, 32))
-    layout = Layout((32, 32))
+    layout = WindowGrid((32, 32))
     assert (fast_destination(x, layout, 0.5, "bsm") != fast_destination(x, layout, 0.5, "cell")).mean() > 0.1
 
 
@@ -140,15 +140,15 @@ def test_bsm_leaves_the_cell_when_another_is_more_alike():
 def test_tokens_unlike_all_others_still_do_not_join_pads(variant):
     layout = LAYOUTS["wide"]
     real = real_tokens(layout)
-    destination = fast_destination(features(layout.grid, mean=0.0), layout, 0.75, variant)
+    destination = fast_destination(features(layout.shape, mean=0.0), layout, 0.75, variant)
     assert np.array_equal(real, np.take_along_axis(real, destination, 1))
 
 
 @pytest.mark.parametrize("variant", ["cell", "bsm"])
 def test_cells_that_are_half_pads_do_not_mix_them(variant):
-    layout = Layout((7, 7), 4)
+    layout = WindowGrid((7, 7), 4)
     real = real_tokens(layout)
-    destination = fast_destination(features(layout.grid), layout, 0.5, variant)
+    destination = fast_destination(features(layout.shape), layout, 0.5, variant)
     assert np.array_equal(real, np.take_along_axis(real, destination, 1))
 
 
@@ -159,7 +159,7 @@ def test_cells_that_are_half_pads_do_not_mix_them(variant):
 def test_pads_merge_before_any_real_token(where, rate, variant, flat):
     """Even before those of a field with no energy at all, like a pad's."""
     layout = LAYOUTS[where]
-    x = np.ones((*layout.grid, 4)) if flat else features(layout.grid)
+    x = np.ones((*layout.shape, 4)) if flat else features(layout.shape)
     destination, real = fast_destination(x, layout, rate, variant), real_tokens(layout)
     merged_real = ((destination != np.arange(layout.tokens)) & real).sum(1)
     cells = math.floor(rate * layout.tokens / 3)
@@ -176,7 +176,7 @@ def test_similarity_has_the_cosines_order():
         rows = rows + spread * torch.randn(2, 40, 8, generator=generator, dtype=torch.float64)
         unit = unit_features(rows)
         cosine = unit[:, :30] @ unit[:, 30:].transpose(1, 2)
-        scores, offset = similarity(rows.float(), src, dst, Layout((5, 8)), plain=False)
+        scores, offset = similarity(rows.float(), src, dst, WindowGrid((5, 8)), plain=False)
         assert (scores.argmax(-1) == cosine.argmax(-1)).all()
         best = scores.amax(-1) + offset.squeeze(-1)
         assert (best.argsort(1) == cosine.amax(-1).argsort(1)).all()
@@ -185,7 +185,7 @@ def test_similarity_has_the_cosines_order():
 
 def test_a_corner_window_of_sam_keeps_all_its_real_tokens():
     layout = LAYOUTS["sam-window"]
-    corner = fast_destination(features(layout.grid), layout, 0.5, "cell")[-1]
+    corner = fast_destination(features(layout.shape), layout, 0.5, "cell")[-1]
     real = real_tokens(layout)[-1]
     assert real.sum() == 64
     assert (corner[real] == np.arange(196)[real]).all()
@@ -207,17 +207,17 @@ TABLE = {
 @pytest.mark.parametrize("rate", TABLE)
 def test_kept_tokens_as_tabulated(rate, variant):
     method = make_method("structsam", rate, variant)
-    assert (4096 - method.removed(Layout((64, 64))), 196 - method.removed(Layout((64, 64), 14))) == TABLE[rate]
+    assert (4096 - method.removed(WindowGrid((64, 64))), 196 - method.removed(WindowGrid((64, 64), 14))) == TABLE[rate]
 
 
 def test_rounding_does_not_lose_a_cell():
     """4 * 45 * 0.7 / 3 is 42, but 41.99 in floating point."""
-    assert make_method("structsam", 0.7).removed(Layout((4, 45))) == 3 * 42
+    assert make_method("structsam", 0.7).removed(WindowGrid((4, 45))) == 3 * 42
 
 
 def test_never_more_cells_than_there_are():
-    assert make_method("structsam", 0.75).removed(Layout((9, 7))) == 3 * 12
-    assert make_method("structsam", 0.75).removed(Layout((9, 1))) == 0
+    assert make_method("structsam", 0.75).removed(WindowGrid((9, 7))) == 3 * 12
+    assert make_method("structsam", 0.75).removed(WindowGrid((9, 1))) == 0
 
 
 @pytest.mark.parametrize("grid", [(12, 12), (9, 7), (1, 5)])
@@ -249,13 +249,13 @@ def test_structure_is_protected():
     """Two flat halves: every cell away from the edge merges before one at the edge does."""
     x = np.zeros((16, 16, 2))
     x[:, 9:] = 1.0  # between columns 8 and 9, inside the cells of column pair (8, 9)
-    destination = fast_destination(x, Layout((16, 16)), 0.5, "cell")[0].reshape(16, 16)
+    destination = fast_destination(x, WindowGrid((16, 16)), 0.5, "cell")[0].reshape(16, 16)
     alone = destination == np.arange(256).reshape(16, 16)
     assert alone[:, 8:10].all()
 
 
 def test_macs_of_energy_and_matching():
-    layout, calls, merged = Layout((64, 64), 14), 25, 32
+    layout, calls, merged = WindowGrid((64, 64), 14), 25, 32
     energy = 2 * 9 * 4096 * 64
     assert make_method("structsam", 0.5, "cell").macs(layout, 64) == energy
     assert make_method("structsam", 0.5, "bsm").macs(layout, 64) == energy + calls * 3 * merged * merged * 64

@@ -20,11 +20,11 @@ from graphs import run
 import structsam_export.methods as registry
 from structsam_export.catalogue import catalogue
 from structsam_export.config import ExportConfig
+from structsam_export.geometry import GEOMETRIES
 from structsam_export.methods import make_method, method_class
-from structsam_export.methods.tokens import Layout
-from structsam_export.models.geometry import GEOMETRIES
 from structsam_export.patch import patched
 from structsam_export.schedule import resolve
+from structsam_export.tokens import WindowGrid
 from structsam_export.trace import decision_names, encoder_with_decisions, trace_encoder
 
 ROOT = Path(__file__).parents[2]
@@ -48,27 +48,27 @@ class Toy(MergeMethod):
     PROTECTS = "every first row"
     SOURCE = "a test"
 
-    def joined(self, layout):
-        return [row for row in range(1, layout.side[0], 2)][: self.budget(layout) // layout.side[1]]
+    def joined(self, grid):
+        return [row for row in range(1, grid.window_shape[0], 2)][: self.budget(grid) // grid.window_shape[1]]
 
-    def removed(self, layout):
-        return len(self.joined(layout)) * layout.side[1]
+    def removed(self, grid):
+        return len(self.joined(grid)) * grid.window_shape[1]
 
     def plan(self, tokens):
-        layout = tokens.layout
-        rows, w = self.joined(layout), layout.side[1]
-        place = torch.arange(layout.tokens).view(layout.side)
+        grid = tokens.grid
+        rows, w = self.joined(grid), grid.window_shape[1]
+        place = torch.arange(grid.tokens).view(grid.window_shape)
         into = [row - 1 for row in rows]
-        alone = [row for row in range(layout.side[0]) if row not in rows and row not in into]
+        alone = [row for row in range(grid.window_shape[0]) if row not in rows and row not in into]
         pos = torch.cat([place[alone].flatten(), place[into].flatten()])
-        slot = torch.zeros(layout.tokens, dtype=torch.int64)
+        slot = torch.zeros(grid.tokens, dtype=torch.int64)
         slot[pos] = torch.arange(len(pos))
         slot[place[rows].flatten()] = slot[place[into].flatten()]
-        calls = tokens.features.shape[0] * layout.calls
+        calls = tokens.features.shape[0] * grid.windows
         made = (t.expand(calls, -1) for t in (pos, slot, place[rows].flatten()))
         return MergePlan(*made, len(rows) * w, equal=True)
 
-    def macs(self, layout, head_dim):
+    def macs(self, grid, head_dim):
         return 0
 """
 # The same with a slot map that sends every source to the neighbour of its destination.
@@ -148,7 +148,7 @@ def test_it_is_known_by_its_name(toy):
 
 
 def test_it_merges_what_it_says(toy, folder):
-    assert toy.removed(Layout((8, 6))) == 12  # 14 of 48, in whole rows of six
+    assert toy.removed(WindowGrid((8, 6))) == 12  # 14 of 48, in whole rows of six
     assert Path(sys.modules["toy_method"].__file__).parent == folder
 
 

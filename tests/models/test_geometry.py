@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from structsam_export.errors import UsageError
-from structsam_export.models.geometry import from_encoder
+from structsam_export.hosts import geometry_of
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +15,7 @@ def vit_b():
     from segment_anything import sam_model_registry
 
     with torch.device("meta"):
-        return from_encoder(sam_model_registry["vit_b"](checkpoint=None).image_encoder)
+        return geometry_of(sam_model_registry["vit_b"](checkpoint=None).image_encoder)
 
 
 def test_vit_b_as_published(vit_b):
@@ -27,11 +27,15 @@ def test_vit_b_as_published(vit_b):
 
 
 def test_vit_b_attention_calls(vit_b):
-    assert vit_b.tokens_global == vit_b.layout(2).tokens == 4096
-    assert (vit_b.layout(0).tokens, vit_b.layout(0).side, vit_b.layout(2).side) == (196, (14, 14), (64, 64))
+    assert vit_b.tokens_global == vit_b.window_grid(2).tokens == 4096
+    assert (vit_b.window_grid(0).tokens, vit_b.window_grid(0).window_shape, vit_b.window_grid(2).window_shape) == (
+        196,
+        (14, 14),
+        (64, 64),
+    )
     # 64 pads to 70 = 5 * 14, which adds 804 tokens.
-    assert (vit_b.layout(0).calls, vit_b.layout(2).calls) == (25, 1)
-    assert vit_b.layout(0).calls * vit_b.layout(0).tokens - vit_b.tokens_global == 804
+    assert (vit_b.window_grid(0).windows, vit_b.window_grid(2).windows) == (25, 1)
+    assert vit_b.window_grid(0).windows * vit_b.window_grid(0).tokens - vit_b.tokens_global == 804
 
 
 def test_attention_calls_are_those_of_a_forward_pass(encoder):
@@ -39,26 +43,28 @@ def test_attention_calls_are_those_of_a_forward_pass(encoder):
     for block in encoder.blocks:
         block.attn.register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape[:3])))
     encoder(torch.zeros(1, 3, encoder.img_size, encoder.img_size))
-    geometry = from_encoder(encoder)
-    assert seen == [(geometry.layout(i).calls, *geometry.layout(i).side) for i in range(geometry.depth)]
+    geometry = geometry_of(encoder)
+    assert seen == [
+        (geometry.window_grid(i).windows, *geometry.window_grid(i).window_shape) for i in range(geometry.depth)
+    ]
     assert seen[0] == (4, 4, 4)  # 6x6 tokens in windows of 4
 
 
 def test_a_grid_that_is_not_square(encoder):
     encoder.pos_embed = torch.nn.Parameter(torch.zeros(1, 6, 9, 16))
-    geometry = from_encoder(encoder)
-    assert (geometry.grid, geometry.tokens_global, geometry.layout(0).calls) == ((6, 9), 54, 6)
+    geometry = geometry_of(encoder)
+    assert (geometry.grid, geometry.tokens_global, geometry.window_grid(0).windows) == ((6, 9), 54, 6)
 
 
 def test_without_position_embedding(encoder):
     encoder.pos_embed = None
-    assert from_encoder(encoder).grid == (6, 6)
+    assert geometry_of(encoder).grid == (6, 6)
 
 
 def test_a_subclass_is_still_the_host(encoder):
-    stock = from_encoder(encoder)
+    stock = geometry_of(encoder)
     encoder.__class__ = type("Changed", (type(encoder),), {})
-    assert from_encoder(encoder) == stock
+    assert geometry_of(encoder) == stock
 
 
 def test_to_dict_survives_json(vit_b):
@@ -68,7 +74,7 @@ def test_to_dict_survives_json(vit_b):
 
 def test_another_encoder_is_refused():
     with pytest.raises(UsageError, match="Unsupported encoder torch.*Linear"):
-        from_encoder(torch.nn.Linear(2, 2))
+        geometry_of(torch.nn.Linear(2, 2))
 
 
 def test_another_project_s_class_of_the_same_name_is_refused():
@@ -76,4 +82,4 @@ def test_another_project_s_class_of_the_same_name_is_refused():
         blocks = (torch.nn.Linear(2, 2),)
 
     with pytest.raises(UsageError, match="not its layout"):
-        from_encoder(ImageEncoderViT())
+        geometry_of(ImageEncoderViT())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import dataclass
 
 import pytest
@@ -10,19 +12,22 @@ from conftest import tiny_encoder
 from segment_anything.modeling.image_encoder import add_decomposed_rel_pos, window_partition, window_unpartition
 
 from structsam_export.errors import UsageError
-from structsam_export.methods import make_method
+from structsam_export.geometry import GEOMETRIES, EncoderGeometry
+from structsam_export.hosts import geometry_of
+from structsam_export.hosts.segment_anything import Attention as AttentionView
+from structsam_export.methods import importance, make_method
 from structsam_export.methods.base import MergeMethod
+from structsam_export.methods.cubist import GridPlan
 from structsam_export.methods.importance import cell_rank
-from structsam_export.methods.mlp import MergedMLP, ResidualConsistency
-from structsam_export.methods.plan import MergePlan
-from structsam_export.methods.sparsesam import SparseSAM
-from structsam_export.methods.tokens import Layout
-from structsam_export.models.geometry import GEOMETRIES, EncoderGeometry, from_encoder
-from structsam_export.patch import apply_patch, host_of, patched, remove_patch
-from structsam_export.patch import sam as host
+from structsam_export.methods.mlp import KeepPlan, MergedMLP, ResidualConsistency
+from structsam_export.methods.plan import MergePlan, SplitPlan
+from structsam_export.methods.sparsesam import KeyPlan, SparseSAM
+from structsam_export.patch import apply_patch, patched, prompted, recording, reduced_blocks, remove_patch, roles_of
 from structsam_export.patch.attention import attention
-from structsam_export.patch.roles import GRID_PARTS, assign
+from structsam_export.patch.encoder import patch_of
 from structsam_export.patch.stripe import all_keys
+from structsam_export.roles import assign
+from structsam_export.tokens import WindowGrid
 from structsam_export.trace import decision_names
 
 B = GEOMETRIES["vit_b"]  # windows of 14, blocks 2, 5, 8, 11 global
@@ -60,7 +65,7 @@ class Relist(MergeMethod):
 
     def plan(self, tokens):
         images = tokens.features.shape[0]
-        order = torch.arange(tokens.layout.tokens).flip(0).expand(images * tokens.layout.calls, -1)
+        order = torch.arange(tokens.grid.tokens).flip(0).expand(images * tokens.grid.windows, -1)
         return MergePlan(order, order.argsort(1), order[:, :0], 0, reduce="replace")
 
 
@@ -96,7 +101,9 @@ def changed(encoder):
 
 
 def windows(encoder):
-    return [block.window_size for block in encoder.blocks]
+    """Side of the windows that each block cuts, whether patched or not."""
+    found = roles_of(encoder)
+    return [found[i].grid.window if i in found else block.window_size for i, block in enumerate(encoder.blocks)]
 
 
 def passes(encoder, x):
@@ -114,7 +121,7 @@ def passes(encoder, x):
 
 
 def recorded(encoder, x):
-    with host_of(encoder).recording(encoder) as decisions:
+    with recording(encoder) as decisions:
         encoder(x)
     return decisions
 
@@ -135,24 +142,9 @@ def test_blocks_where_nothing_is_removed_have_no_role():
 
 def test_a_role_knows_its_block():
     found = roles({0: HALF, 2: TOME})
-    assert [(r.index, r.window, r.attend) for r in found.values()] == [(0, 14, HALF), (2, 0, TOME)]
-    assert [r.layout for r in found.values()] == [Layout((64, 64), 14), Layout((64, 64))]
+    assert [(r.index, r.method) for r in found.values()] == [(0, HALF), (2, TOME)]
+    assert [r.grid for r in found.values()] == [WindowGrid((64, 64), 14), WindowGrid((64, 64))]
     assert all(r.reduced for r in found.values())
-    assert len({id(r.shared) for r in found.values()}) == 1
-
-
-@pytest.mark.parametrize(
-    ("blocks", "mlp", "last"),
-    [
-        ({0: HALF, 4: HALF}, None, 4),
-        ({0: HALF}, KEEP, 10),  # block 11 is global and keeps its MLP
-        (dict.fromkeys(range(12), SparseSAM(0.5)), None, 11),
-        ({}, KEEP, 10),
-        (dict.fromkeys(range(3, 12), make_method("cubist", 0.5)), None, 11),
-    ],
-)
-def test_one_role_is_the_last(blocks, mlp, last):
-    assert [i for i, r in roles(blocks, mlp).items() if r.last] == [last]
 
 
 @pytest.mark.parametrize(
@@ -167,33 +159,33 @@ def test_one_role_is_the_last(blocks, mlp, last):
 def test_keys_are_ranked_once_by_the_first_global_block(rate, layers, ranking, decisions):
     found = roles(dict.fromkeys(layers, SparseSAM(rate)))
     assert [i for i, r in found.items() if r.rank] == ([] if ranking is None else [ranking])
-    assert [name for _, r in sorted(found.items()) for name, _ in r.names] == [f"plan.{i}" for i in decisions]
+    assert [name for _, r in sorted(found.items()) for name, _ in r.decisions] == [f"plan.{i}" for i in decisions]
 
 
 def test_residual_consistency_plans_in_the_first_global_block_for_the_windows_after_it():
     found = roles({}, KEEP)
-    assert [i for i, r in found.items() if r.keep is not None] == [i for i, r in found.items() if r.rank] == [2]
-    assert sorted(i for i, r in found.items() if r.mlp == "rank") == [3, 4, 6, 7, 9, 10]
-    assert found[2].names == [("mlp.2", ("keep", "slot"))]
+    assert [i for i, r in found.items() if r.decisions] == [i for i, r in found.items() if r.rank] == [2]
+    assert sorted(i for i, r in found.items() if r.mlp == KEEP) == [3, 4, 6, 7, 9, 10]
+    assert found[2].decisions == (("mlp.2", KeepPlan),)
     assert not any(r.reduced for r in found.values())
 
 
 def test_the_merged_mlp_follows_each_merging_block():
     found = roles({0: HALF, 2: HALF, 4: make_method("structsam", 0.0)}, MergedMLP())
-    assert {i: r.mlp for i, r in found.items()} == {0: "plan", 2: "plan"}
+    assert {i: r.mlp for i, r in found.items()} == {0: MergedMLP(), 2: MergedMLP()}
 
 
-def test_decisions_by_name_and_part():
-    merging = ("pos", "slot", "sources")
-    assert roles({0: HALF})[0].names == [("plan.0", merging)]
+def test_decisions_by_name_and_kind():
+    assert roles({0: HALF})[0].decisions == (("plan.0", MergePlan),)
     aware = make_method("structsam", 0.5, prompt_aware=True)
-    assert [r.names for r in roles({0: aware, 2: aware}).values()] == [
-        [("plan.0", ("order", *merging))],
-        [("plan.2", merging)],
-    ]
+    found = roles({0: aware, 2: aware}).values()
+    assert [r.decisions for r in found] == [(("plan.0", SplitPlan),), (("plan.2", MergePlan),)]
     both = roles({2: SparseSAM(0.6)}, KEEP)
-    assert both[2].names == [("plan.2", ("keys",)), ("mlp.2", ("keep", "slot"))]
-    assert roles(dict.fromkeys(range(9, 12), make_method("cubist", 0.5)))[9].names == [("grid.9", GRID_PARTS)]
+    assert both[2].decisions == (("plan.2", KeyPlan), ("mlp.2", KeepPlan))
+    assert roles(dict.fromkeys(range(9, 12), make_method("cubist", 0.5)))[9].decisions == (("grid.9", GridPlan),)
+    parts = [MergePlan.PARTS, SplitPlan.PARTS, KeyPlan.PARTS, KeepPlan.PARTS, GridPlan.PARTS]
+    merging, grid = ("pos", "slot", "sources"), ("rows", "columns", "row_values", "column_values")
+    assert parts == [merging, ("order", *merging), ("keys",), ("keep", "slot"), grid]
 
 
 @each_kind
@@ -306,7 +298,7 @@ def merging_block(block, plan, x, window):
     side = (window, window) if window else tuple(x.shape[1:3])
 
     def attend(y):
-        return spread(plan, attention(block.attn, merged_mean(plan, y), plan.pos, side)[0])
+        return spread(plan, attention(AttentionView(block.attn), merged_mean(plan, y), plan.pos, side)[0])
 
     x = x + by_windows(block.norm1(x), window, attend)
     return x + by_windows(x, window, lambda y: spread(plan, block.mlp(block.norm2(merged_mean(plan, y)))))
@@ -354,14 +346,14 @@ def test_windows_that_stay_dense_are_stock_windows(grid, mlp):
     encoder = tiny_encoder(image=(128, 128))
     encoder.pos_embed = torch.nn.Parameter(encoder.pos_embed[:, : grid[0], : grid[1]].clone(), requires_grad=False)
     x, method = image_for(encoder), make_method("structsam", 0.5, prompt_aware=True)
-    stock, layout = passes(encoder, x)[0][1], Layout(grid, 4)
+    stock, layout = passes(encoder, x)[0][1], WindowGrid(grid, 4)
     apply_patch(encoder, {0: method}, mlp=mlp)
     made, plan = passes(encoder, x)[0][1], recorded(encoder, x)["plan.0"].plan
     assert made.shape == stock.shape
-    calls, expected = (layout.partition(t).view(2, layout.calls, -1) for t in (made, stock))
+    calls, expected = (layout.partition(t).view(2, layout.windows, -1) for t in (made, stock))
     for image, order in enumerate(plan.order.tolist()):
         same = [torch.allclose(calls[image, i], expected[image, i], atol=1e-5) for i in order]
-        assert same == [i < plan.dense for i in range(layout.calls)]
+        assert same == [i < plan.dense for i in range(layout.windows)]
 
 
 # The MLP on some tokens.
@@ -430,10 +422,10 @@ def test_kept_tokens_are_those_of_the_first_global_blocks_keys(blocks):
     decisions, (given, _) = recorded(encoder, x), passes(encoder, x)[1]
     block = encoder.blocks[1]
     y = block.norm1(given)
-    keys = all_keys(block.attn, y)
-    if blocks and blocks[1].KIND == "merge":  # a merged token's key stands for all it holds
+    keys = all_keys(AttentionView(block.attn), y)
+    if blocks and isinstance(blocks[1], MergeMethod):  # a merged token's key stands for all it holds
         plan = decisions["plan.1"].plan
-        slots = all_keys(block.attn, merged_mean(plan, y.flatten(1, 2)).unsqueeze(1))
+        slots = all_keys(AttentionView(block.attn), merged_mean(plan, y.flatten(1, 2)).unsqueeze(1))
         keys = torch.stack([k[:, slot] for k, slot in zip(slots, plan.slot)])
     assert torch.equal(decisions["mlp.1"].plan.keep, KEEP.plan(cell_rank(keys, (6, 6)), (6, 6)).keep)
 
@@ -477,7 +469,7 @@ def test_global_blocks_attend_to_the_chosen_keys_and_windows_stay_stock(rate):
     x = image_for(encoder)
     apply_patch(encoder, SparseSAM(rate), ALL)
     assert changed(encoder) == list(GLOBAL)
-    assert host_of(encoder).reduced_blocks(encoder) == GLOBAL
+    assert reduced_blocks(encoder) == GLOBAL
     decisions, seen = recorded(encoder, x), passes(encoder, x)
     every_second_row = torch.arange(36).view(6, 6)[::2].flatten().expand(2, -1)
     for i in GLOBAL:
@@ -499,15 +491,15 @@ def test_keys_that_are_whole_quarters_are_no_decision(rate):
 def test_all_global_blocks_share_one_ranking(variant, monkeypatch):
     encoder = deep_encoder()
     x, calls = image_for(encoder), []
-    monkeypatch.setattr(host, "cell_rank", lambda keys, grid: calls.append(grid) or cell_rank(keys, grid))
+    monkeypatch.setattr(importance, "cell_rank", lambda keys, grid: calls.append(grid) or cell_rank(keys, grid))
     apply_patch(encoder, SparseSAM(0.6, variant), ALL, mlp=KEEP)
     decisions = recorded(encoder, x)
     assert calls == [(6, 6)]
     assert sorted(decisions) == ["mlp.1", "plan.1", "plan.3"]
     assert torch.equal(decisions["plan.1"].plan.keys, decisions["plan.3"].plan.keys)
     block, (given, _) = encoder.blocks[1], passes(encoder, x)[1]
-    rank = cell_rank(all_keys(block.attn, block.norm1(given)), (6, 6))
-    assert torch.equal(decisions["plan.3"].plan.keys, SparseSAM(0.6).plan(rank, Layout((6, 6)), 2).keys)
+    rank = cell_rank(all_keys(AttentionView(block.attn), block.norm1(given)), (6, 6))
+    assert torch.equal(decisions["plan.3"].plan.keys, SparseSAM(0.6).plan(rank, WindowGrid((6, 6)), 2).keys)
 
 
 def test_a_block_that_only_ranks_is_stock_to_the_bit():
@@ -516,7 +508,7 @@ def test_a_block_that_only_ranks_is_stock_to_the_bit():
     stock = passes(encoder, x)
     found = passes(apply_patch(encoder, SparseSAM(0.6), [3]), x)
     assert changed(encoder) == [1, 3]
-    assert host_of(encoder).reduced_blocks(encoder) == (3,)
+    assert reduced_blocks(encoder) == (3,)
     assert all(torch.equal(found[i][1], stock[i][1]) for i in (0, 1, 2))
     assert not torch.equal(found[3][1], stock[3][1])
 
@@ -544,7 +536,7 @@ def test_blocks_after_the_reduction_are_stock_blocks_on_a_smaller_grid(variant, 
     embedding, inside = encoder(x), windows(encoder)
     assert_unchanged(remove_patch(encoder), before)
 
-    small, by_hand = method.reduce(stock[first][0], Layout((10, 10), 5))
+    small, by_hand = method.reduce(stock[first][0], WindowGrid((10, 10), 5))
     assert torch.equal(by_hand.rows, plan.rows) and torch.equal(by_hand.columns, plan.columns)
     assert small.shape == (2, 6, 6, 16)
     for i in range(first):
@@ -616,13 +608,48 @@ def test_a_patch_ends_after_an_exception_inside_a_block(blocks, mlp):
 @each_kind
 def test_an_image_leaves_no_tensor_behind(blocks, mlp):
     encoder = deep_encoder()
-    apply_patch(encoder, blocks, mlp=mlp)
-    shared = next(iter(host.roles_of(encoder).values())).shared
-    boxes = torch.tensor([[10.0, 10.0, 40.0, 40.0]] * 2)
-    with host.prompted(encoder, boxes), host.recording(encoder):
+    patch = patch_of(apply_patch(encoder, blocks, mlp=mlp))
+    boxes, seen = torch.tensor([[10.0, 10.0, 40.0, 40.0]] * 2), []
+    encoder.neck.register_forward_hook(lambda *_: seen.append(patch.memory))
+    with prompted(encoder, boxes), recording(encoder):
         encoder(image_for(encoder))
-        assert shared.region is not None and shared.decisions is not None
-    assert {name: value for name, value in vars(shared).items() if value is not None} == {}
+        assert patch.region is not None and patch.decisions is not None
+    assert len(seen) == 1 and seen[0] is not None
+    assert (patch.memory, patch.region, patch.decisions) == (None, None, None)
+
+
+@each_kind
+def test_an_exception_in_a_block_leaves_no_tensor_alive(blocks, mlp):
+    """Neither the patch nor anything else but the exception itself holds on to what the pass had computed."""
+    encoder, alive = deep_encoder(), []
+    patch = patch_of(apply_patch(encoder, blocks, mlp=mlp))
+
+    def fail(*_):
+        alive.extend(weakref.ref(t) for t in tensors_in(patch.memory))
+        raise ZeroDivisionError
+
+    encoder.blocks[-1].norm2.register_forward_pre_hook(fail)
+    with pytest.raises(ZeroDivisionError):
+        encoder(image_for(encoder))
+    assert patch.memory is None
+    gc.collect()
+    assert [ref() for ref in alive if ref() is not None] == []
+    ranked_or_shrunk = any(role.rank or role.enter for role in roles_of(encoder).values())
+    assert bool(alive) == ranked_or_shrunk
+
+
+def tensors_in(memory):
+    """All tensors that blocks left for later ones, those of plans included."""
+    values = list(memory.values())
+    values += [part for value in values if hasattr(value, "PARTS") for part in vars(value).values()]
+    return [value for value in values if isinstance(value, torch.Tensor)]
+
+
+def test_a_block_called_on_its_own_leaves_nothing_behind():
+    encoder = deep_encoder()
+    patch = patch_of(apply_patch(encoder, {}, mlp=KEEP))
+    encoder.blocks[1](torch.randn(1, 6, 6, 16))
+    assert patch.memory is None
 
 
 @each_kind
@@ -640,5 +667,5 @@ def test_one_encoder_at_a_time():
     one, two = deep_encoder(), deep_encoder()
     for encoder in (one, two):
         apply_patch(encoder, dict.fromkeys(ALL, SparseSAM(0.6)), mlp=KEEP)
-    assert host.roles_of(one)[1].shared is not host.roles_of(two)[1].shared
-    assert from_encoder(one) == from_encoder(two)
+    assert patch_of(one) is not patch_of(two)
+    assert geometry_of(one) == geometry_of(two)

@@ -12,11 +12,12 @@ import torch
 from graphs import run
 from segment_anything.modeling.image_encoder import Attention, add_decomposed_rel_pos
 
+from structsam_export.hosts.segment_anything import Attention as AttentionView
 from structsam_export.methods.importance import cell_rank
 from structsam_export.methods.sparsesam import SparseSAM
-from structsam_export.methods.tokens import Layout
 from structsam_export.patch.stripe import all_keys, stripe_attention
 from structsam_export.rewrite import apply_rules
+from structsam_export.tokens import WindowGrid
 
 DIM, HEADS, IMAGES = 12, 3, 2
 TILES = {(16, 32): 16, (8, 12): 4, (6, 10): 2}  # grid -> side of a tile
@@ -41,7 +42,7 @@ def plan_for(grid, rate, variant, images=IMAGES):
     generator = torch.Generator().manual_seed(2)
     cells = grid[0] * grid[1] // 4
     rank = torch.stack([torch.randperm(cells, generator=generator).float() for _ in range(images)])
-    return SparseSAM(rate, variant).plan(rank, Layout(grid), images)
+    return SparseSAM(rate, variant).plan(rank, WindowGrid(grid), images)
 
 
 def visited(plan, grid):
@@ -79,7 +80,7 @@ def masked_attention(attn, x, mask):
 @each_grid
 def test_attention_as_masked_attention(grid, variant, rate):
     attn, x, plan = attention_for(grid), tokens_for(grid), plan_for(grid, rate, variant)
-    y = stripe_attention(attn, x, plan)
+    y = stripe_attention(AttentionView(attn), x, plan)
     assert y.shape == x.shape
     torch.testing.assert_close(y, masked_attention(attn, x, visited(plan, grid)), atol=1e-11, rtol=1e-9)
 
@@ -88,13 +89,19 @@ def test_attention_as_masked_attention(grid, variant, rate):
 @each_grid
 def test_all_keys_give_the_stock_result(grid, variant):
     attn, x = attention_for(grid), tokens_for(grid)
-    torch.testing.assert_close(stripe_attention(attn, x, plan_for(grid, 0.0, variant)), attn(x), atol=1e-11, rtol=1e-9)
+    torch.testing.assert_close(
+        stripe_attention(AttentionView(attn), x, plan_for(grid, 0.0, variant)), attn(x), atol=1e-11, rtol=1e-9
+    )
 
 
 def test_the_references_are_not_all_the_same():
     grid = (16, 32)
     attn, x = attention_for(grid), tokens_for(grid)
-    made = [stripe_attention(attn, x, plan_for(grid, rate, v)) for rate in (0.6, 0.5) for v in ("stripe", "diagonal")]
+    made = [
+        stripe_attention(AttentionView(attn), x, plan_for(grid, rate, v))
+        for rate in (0.6, 0.5)
+        for v in ("stripe", "diagonal")
+    ]
     made.append(attn(x))
     distances = [(a - b).abs().max().item() for i, a in enumerate(made) for b in made[:i]]
     assert min(distances) > 0.1
@@ -110,17 +117,17 @@ def test_other_attention_modules(changed, variant):
     grid = (8, 12)
     attn, x, plan = attention_for(grid, **changed), tokens_for(grid), plan_for(grid, 0.6, variant)
     expected = masked_attention(attn, x, visited(plan, grid))
-    torch.testing.assert_close(stripe_attention(attn, x, plan), expected, atol=1e-11, rtol=1e-9)
+    torch.testing.assert_close(stripe_attention(AttentionView(attn), x, plan), expected, atol=1e-11, rtol=1e-9)
 
 
 @each_variant
 def test_an_image_attends_alike_in_any_batch(variant):
     grid = (8, 12)
     attn, x, plan = attention_for(grid), tokens_for(grid), plan_for(grid, 0.6, variant)
-    together = stripe_attention(attn, x, plan)
+    together = stripe_attention(AttentionView(attn), x, plan)
     for i in range(IMAGES):
         alone = type(plan)(plan.keys[i : i + 1], plan.tile)
-        torch.testing.assert_close(stripe_attention(attn, x[i : i + 1], alone), together[i : i + 1])
+        torch.testing.assert_close(stripe_attention(AttentionView(attn), x[i : i + 1], alone), together[i : i + 1])
 
 
 def test_half_precision_stays_finite():
@@ -129,14 +136,14 @@ def test_half_precision_stays_finite():
     attn, x = attention_for(grid, dtype=torch.float16), tokens_for(grid, torch.float16)
     attn.rel_pos_h.mul_(0.1), attn.rel_pos_w.mul_(0.1)
     for rate in (0.75, 0.6):
-        assert stripe_attention(attn, x, plan_for(grid, rate, "diagonal")).isfinite().all()
+        assert stripe_attention(AttentionView(attn), x, plan_for(grid, rate, "diagonal")).isfinite().all()
 
 
 def test_the_keys_of_all_tokens():
     grid = (6, 10)
     attn, x = attention_for(grid), tokens_for(grid)
     stock = attn.qkv(x).reshape(IMAGES, 60, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
-    torch.testing.assert_close(all_keys(attn, x), stock[1])
+    torch.testing.assert_close(all_keys(AttentionView(attn), x), stock[1])
 
 
 class Sparse(torch.nn.Module):
@@ -145,13 +152,13 @@ class Sparse(torch.nn.Module):
     def __init__(self, grid, rate, variant):
         super().__init__()
         self.attn, self.method = attention_for(grid, dtype=torch.float32), SparseSAM(rate, variant)
-        self.layout = Layout(grid)
+        self.layout = WindowGrid(grid)
 
     def forward(self, x):
         needed = self.method.needs_rank(self.layout)
-        rank = cell_rank(all_keys(self.attn, x), self.layout.grid) if needed else None
+        rank = cell_rank(all_keys(AttentionView(self.attn), x), self.layout.shape) if needed else None
         plan = self.method.plan(rank, self.layout, x.shape[0])
-        return stripe_attention(self.attn, x, plan), plan.keys
+        return stripe_attention(AttentionView(self.attn), x, plan), plan.keys
 
 
 GRID, LINES = (16, 32), 48  # eight blocks of 64; at rate 0.6 a quarter and a half, 192 keys

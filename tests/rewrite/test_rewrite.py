@@ -18,12 +18,13 @@ from snapshots import check_snapshot
 
 import structsam_export.rewrite as rewriting
 from structsam_export.methods import METHODS, method_class
+from structsam_export.methods.base import MergeMethod
 from structsam_export.rewrite import FORMS, RULES, Fired, Rewritten, apply_form, apply_rules, rewrite
 
 PACKAGE = Path(rewriting.__file__).parent
 HELPERS = {"__init__", "index_map", "match", "operators", "results", "softmax_attention", "subgraphs", "weights"}
 BATCH, DEPTH, MERGING = 2, 3, (0, 1)  # a windowed layer, a global one, and block 2 left as segment_anything's
-NAMES = [name for name in METHODS if method_class(name).KIND == "merge" and name != "none"]
+NAMES = [name for name in METHODS if issubclass(method_class(name), MergeMethod)]
 VARIANTS = [(name, variant) for name in NAMES for variant in method_class(name).VARIANTS]
 PLANS = [f"plan.{layer}.{part}" for layer in MERGING for part in ("pos", "slot", "sources")]
 SNAPSHOT = Path(__file__).with_name("rule_counts.json")

@@ -1,4 +1,4 @@
-"""`scripts/paper_tables.py`: its data, and a run on bundled images."""
+"""`scripts/paper_tables`: its data, and a run on bundled images."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 from structsam_export.methods import make_method
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "scripts" / "paper_tables.py"
-DATA = json.loads(SCRIPT.with_suffix(".json").read_text())
+SCRIPT = ROOT / "scripts" / "paper_tables"
+DATA = json.loads((SCRIPT / "published.json").read_text())
 
 
 def test_published_figures():

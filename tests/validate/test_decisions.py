@@ -19,13 +19,14 @@ from graphs import run, traced
 
 from structsam_export.methods import make_method
 from structsam_export.methods.base import MergeMethod
+from structsam_export.methods.cubist import GridPlan
 from structsam_export.methods.mlp import KeepPlan, ResidualConsistency
-from structsam_export.methods.plan import MergePlan, SplitPlan
+from structsam_export.methods.plan import MergePlan, SplitPlan, on_all_windows
 from structsam_export.methods.sparsesam import KeyPlan, SparseSAM
-from structsam_export.methods.tokens import Layout, Tokens
 from structsam_export.patch import patched
-from structsam_export.patch.roles import Decision
 from structsam_export.rewrite import rewrite
+from structsam_export.roles import Decision
+from structsam_export.tokens import Tokens, WindowGrid
 from structsam_export.trace import decision_names, encoder_with_decisions, trace_encoder
 from structsam_export.validate.decisions import (
     GIVEN,
@@ -35,7 +36,6 @@ from structsam_export.validate.decisions import (
     first_image,
     merged_tokens,
     names_of,
-    on_all_calls,
     readable,
     ties,
     unstable,
@@ -43,21 +43,22 @@ from structsam_export.validate.decisions import (
 from structsam_export.validate.parity import compare, same_decisions
 from structsam_export.validate.stages import Stage, Validation, decisions_for
 
-LINE = Layout((2, 4))  # ToMe: tokens 0, 2, 4, 6 join one of 1, 3, 5, 7
+LINE = WindowGrid((2, 4))  # ToMe: tokens 0, 2, 4, 6 join one of 1, 3, 5, 7
 NAME = "plan.0"
+PLANS = {NAME: MergePlan}
 # Where each token of the line points, in degrees: 0 lies in the middle of 1 and 3, the others beside one of them.
 DEGREES = (45.0, 0.0, 100.0, 90.0, 185.0, 180.0, 265.0, 270.0)
 
 
 def outputs(plan, name=NAME):
     """A plan as a stage outputs it."""
-    return {f"{name}.{part}": getattr(plan, part).numpy() for part in plan.parts}
+    return {f"{name}.{part}": getattr(plan, part).numpy() for part in plan.PARTS}
 
 
 def directions(degrees):
     """Tokens (1, 2, 4, 2) that point in these directions."""
     turn = torch.tensor([math.radians(d) for d in degrees], dtype=torch.float64)
-    return torch.stack([turn.cos(), turn.sin()], -1).float().view(1, *LINE.grid, 2)
+    return torch.stack([turn.cos(), turn.sin()], -1).float().view(1, *LINE.shape, 2)
 
 
 def tome_decision(degrees, rate=0.5):
@@ -86,37 +87,37 @@ def reordered(plan, seed=0):
 
 
 def random_tokens(layout, images=2, seed=0):
-    return Tokens(torch.randn(images, *layout.grid, 6, generator=torch.Generator().manual_seed(seed)), layout)
+    return Tokens(torch.randn(images, *layout.shape, 6, generator=torch.Generator().manual_seed(seed)), layout)
 
 
-@pytest.mark.parametrize("layout", [Layout((8, 8)), Layout((10, 6), 4)], ids=["global", "windows"])
+@pytest.mark.parametrize("layout", [WindowGrid((8, 8)), WindowGrid((10, 6), 4)], ids=["global", "windows"])
 @pytest.mark.parametrize("name", ["structsam", "tome", "pitome"])
 def test_slots_in_another_order_are_the_same_decision(name, layout):
     plan = make_method(name, 0.5).plan(random_tokens(layout))
     other = reordered(plan)
     assert not torch.equal(plan.pos, other.pos)
-    assert np.array_equal(decided(outputs(plan), NAME), decided(outputs(other), NAME))
-    assert np.array_equal(decided(outputs(plan), NAME), plan.destination())
+    assert np.array_equal(decided(outputs(plan), NAME, type(plan)), decided(outputs(other), NAME, type(plan)))
+    assert np.array_equal(decided(outputs(plan), NAME, type(plan)), plan.destination())
 
 
 def test_a_token_that_joins_another_destination_is_another_decision():
     plan = tome_decision(DEGREES).plan
-    mine, other = decided(outputs(plan), NAME), decided(outputs(moved(plan, 4, 7)), NAME)
+    mine, other = decided(outputs(plan), NAME, type(plan)), decided(outputs(moved(plan, 4, 7)), NAME, type(plan))
     assert np.argwhere(mine != other).tolist() == [[0, 4]]
     assert (mine[0, 4], other[0, 4]) == (5, 7)
 
 
 def test_keys_and_kept_tokens_are_sets():
     keys = {"plan.2.keys": np.array([[5, 1, 3], [0, 2, 4]])}
-    assert decided(keys, "plan.2", tokens=6).tolist() == [[0, 1, 0, 1, 0, 1], [1, 0, 1, 0, 1, 0]]
+    assert decided(keys, "plan.2", KeyPlan, tokens=6).tolist() == [[0, 1, 0, 1, 0, 1], [1, 0, 1, 0, 1, 0]]
     keep = {"mlp.2.keep": np.array([[6, 0]]), "mlp.2.slot": np.array([[1, 2, 2, 2, 2, 2, 0, 2]])}
-    assert decided(keep, "mlp.2").tolist() == [[1, 0, 0, 0, 0, 0, 1, 0]]
+    assert decided(keep, "mlp.2", KeepPlan).tolist() == [[1, 0, 0, 0, 0, 0, 1, 0]]
 
 
 def test_a_grid_decides_for_every_odd_token_of_rows_and_columns():
     grid = {"grid.2.rows": np.array([[0, 1], [2, 0]]), "grid.2.columns": np.array([[2], [1], [0]])}
     grid |= {"grid.2.row_values": np.array([[[0], [2]]]), "grid.2.column_values": np.array([[[1]]])}
-    assert decided(grid, "grid.2").tolist() == [[0, 1, 2, 0, 2, 1, 0, 0, 2, 1]]
+    assert decided(grid, "grid.2", GridPlan).tolist() == [[0, 1, 2, 0, 2, 1, 0, 0, 2, 1]]
 
 
 def test_calls_that_stay_dense_keep_every_token():
@@ -127,7 +128,7 @@ def test_calls_that_stay_dense_keep_every_token():
     for image, (first, second) in enumerate([(3, 1), (0, 2)]):
         expected[4 * image + first] = target[2 * image].tolist()
         expected[4 * image + second] = target[2 * image + 1].tolist()
-    assert on_all_calls(target, order).tolist() == expected
+    assert on_all_windows(target, order).tolist() == expected
 
 
 def test_the_order_of_equal_calls_is_no_decision():
@@ -137,8 +138,8 @@ def test_the_order_of_equal_calls_is_no_decision():
     swapped = MergePlan(*(t.flip(0) for t in (merging.pos, merging.slot, merging.sources)), merging.groups)
     plan, same = SplitPlan(order, 2, merging), SplitPlan(torch.tensor([[0, 2, 1, 3]]), 2, swapped)
     other = SplitPlan(torch.tensor([[2, 0, 1, 3]]), 2, merging)
-    assert np.array_equal(decided(outputs(plan), NAME), decided(outputs(same), NAME))
-    assert not np.array_equal(decided(outputs(plan), NAME), decided(outputs(other), NAME))
+    assert np.array_equal(decided(outputs(plan), NAME, type(plan)), decided(outputs(same), NAME, type(plan)))
+    assert not np.array_equal(decided(outputs(plan), NAME, type(plan)), decided(outputs(other), NAME, type(plan)))
 
 
 def test_names_of_all_decisions_in_order():
@@ -155,15 +156,15 @@ def test_agreement_is_the_share_of_equal_decisions():
     """One of eight tokens differs, in one of two photos."""
     plan = tome_decision(DEGREES).plan
     photo, other = outputs(plan), outputs(moved(plan, 4, 7))
-    assert agreement([photo, photo], [photo, photo]) == {NAME: 1.0}
-    assert agreement([photo, photo], [photo, other]) == {NAME: 1 - 1 / 16}
+    assert agreement([photo, photo], [photo, photo], PLANS) == {NAME: 1.0}
+    assert agreement([photo, photo], [photo, other], PLANS) == {NAME: 1 - 1 / 16}
 
 
 def test_one_key_of_a_hundred_is_one_percent():
     """A key at the other end of the grid moves all others along the sorted list; they are still visited."""
     grid = {"image_embeddings": np.zeros((1, 3, 10, 20))}
     mine, other = (grid | {f"{NAME}.keys": np.arange(i, 100 + i)[None]} for i in (0, 1))
-    assert agreement([mine], [other])[NAME] == 1 - 2 / 200
+    assert agreement([mine], [other], {NAME: KeyPlan})[NAME] == 1 - 2 / 200
 
 
 def ties_of(decision, other):
@@ -210,7 +211,7 @@ def test_sources_that_tie_for_the_last_place():
     decision = tome_decision((1.0, 0.0, 100.0, 90.0, 190.0, 180.0, 271.0, 270.0), rate=0.375)
     plan = decision.plan
     left = ({2, 4} - set(plan.sources[0].tolist())).pop()
-    noise = unstable(decision, NAME, decided(outputs(plan), NAME))
+    noise = unstable(decision, decided(outputs(plan), NAME, type(plan)))
     assert np.flatnonzero(noise[0]).tolist() == [2, 4]
     joined = 6 - left
     swapped = plan.pos.clone()
@@ -338,18 +339,23 @@ def forced(blocks, mlp, decisions):
     return bound, mlp
 
 
-def given_model(model, names):
+def kinds(decisions):
+    """Kind of plan of each decision."""
+    return {name: type(decision.plan) for name, decision in decisions.items()}
+
+
+def given_model(model, plans):
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    expose(copy, names, given=True)
+    expose(copy, plans, given=True)
     return copy
 
 
 @each_case
 def test_a_graph_given_pytorchs_decisions_computes_pytorchs_embedding(model, blocks):
-    want, _ = eager(*blocks(), photos(0))
+    want, decisions = eager(*blocks(), photos(0))
     names = [name for name in want if name != "image_embeddings"]
-    given = given_model(model(), names)
+    given = given_model(model(), kinds(decisions))
     assert {i.name for i in given.graph.input} == {"image", *names}
     assert {o.name for o in given.graph.output} == {"image_embeddings", *(name + GIVEN for name in names)}
     found = run(given, {"image": photos(0).numpy()} | {name: want[name] for name in names})
@@ -362,7 +368,9 @@ def given_foreign_decisions(model, blocks):
     own, _ = eager(*blocks, photos(0))
     foreign, decisions = eager(*blocks, photos(1))
     names = [name for name in own if name != "image_embeddings"]
-    found = run(given_model(model, names), {"image": photos(0).numpy()} | {name: foreign[name] for name in names})
+    found = run(
+        given_model(model, kinds(decisions)), {"image": photos(0).numpy()} | {name: foreign[name] for name in names}
+    )
     return {key.removesuffix(GIVEN): value for key, value in found.items()}, own, foreign, decisions
 
 
@@ -378,10 +386,11 @@ def test_a_graph_follows_decisions_it_would_not_take_itself(model, blocks):
 @pytest.mark.parametrize(("model", "blocks"), CASES.values(), ids=CASES)
 def test_a_graph_says_what_it_would_have_decided_itself(model, blocks):
     """Its first decision, which nothing before was decided for."""
-    found, own, foreign, _ = given_foreign_decisions(model(), blocks())
+    found, own, foreign, decisions = given_foreign_decisions(model(), blocks())
     first = names_of(own)[0]
-    assert np.array_equal(decided(found, first), decided(own, first))
-    assert not np.array_equal(decided(found, first), decided(foreign, first))
+    kind = kinds(decisions)[first]
+    assert np.array_equal(decided(found, first, kind), decided(own, first, kind))
+    assert not np.array_equal(decided(found, first, kind), decided(foreign, first, kind))
 
 
 @pytest.fixture(scope="module")
@@ -409,6 +418,7 @@ def io_of(path):
     return [i.name for i in graph.input], [o.name for o in graph.output]
 
 
+READ = dict.fromkeys(["plan.0", "plan.1", "plan.2"], MergePlan)
 NAMES = ["plan.0.pos", "plan.0.slot", "plan.0.sources", "plan.1.pos", "plan.1.slot", "plan.1.sources"]
 
 
@@ -416,7 +426,7 @@ def test_decisions_that_are_no_outputs_can_be_read(rewritten):
     """The copy shares the file of weights, and is deleted afterwards."""
     before = contents(rewritten.parent)
     assert set(before) == {"encoder.onnx", "encoder.onnx.data"}
-    with readable(rewritten, [*NAMES, "plan.2.pos"]) as copy:
+    with readable(rewritten, READ) as copy:
         inside = contents(rewritten.parent)
         assert len(inside.pop(copy.name)) < len(before["encoder.onnx"]) + 4096
         assert inside == before
@@ -424,14 +434,16 @@ def test_decisions_that_are_no_outputs_can_be_read(rewritten):
         found = run(onnx.load(copy), {"image": photos(0).numpy()})
     assert contents(rewritten.parent) == before
     want, _ = eager({0: MERGING, 1: MERGING}, None, photos(0))
-    assert all(np.array_equal(decided(found, name), decided(want, name)) for name in ("plan.0", "plan.1"))
+    assert all(
+        np.array_equal(decided(found, name, MergePlan), decided(want, name, MergePlan)) for name in ("plan.0", "plan.1")
+    )
 
 
 def test_decisions_that_are_no_outputs_can_be_given(rewritten):
     """To a graph for two images; PyTorch saw one."""
     before, (want, _) = contents(rewritten.parent), eager({0: MERGING, 1: MERGING}, None, photos(0, count=1))
     feed = {"image": photos(0, count=1).repeat(2, 1, 1, 1).numpy()}
-    with readable(rewritten, [*NAMES, "plan.2.pos"], given=True) as copy:
+    with readable(rewritten, READ, given=True) as copy:
         assert io_of(copy) == (["image", *NAMES], ["image_embeddings", *(name + GIVEN for name in NAMES)])
         found = run(onnx.load(copy), feed | decisions_for(copy, want, feed))
     assert contents(rewritten.parent) == before
@@ -441,18 +453,18 @@ def test_decisions_that_are_no_outputs_can_be_given(rewritten):
 @pytest.mark.parametrize("given", [False, True])
 def test_the_copy_is_deleted_after_an_exception(rewritten, given):
     before = contents(rewritten.parent)
-    with pytest.raises(ZeroDivisionError), readable(rewritten, NAMES, given=given):
+    with pytest.raises(ZeroDivisionError), readable(rewritten, READ, given=given):
         raise ZeroDivisionError
     assert contents(rewritten.parent) == before
 
 
 @pytest.mark.parametrize("given", [False, True])
-def test_a_constant_is_nobodys_decision(given):
-    """Rewriting folds what depends on no image; it is told, never asked for."""
+def test_a_constant_is_read_but_never_given(given):
+    """Rewriting folds what depends on no image."""
     copy = onnx.ModelProto()
     copy.CopyFrom(traced("structsam", "bsm", (0, 1), 2))
     copy.graph.initializer.append(onnx.numpy_helper.from_array(np.arange(3), "plan.9.keys"))
-    expose(copy, ["plan.9.keys"], given=given)
+    expose(copy, {"plan.9": KeyPlan}, given=given)
     assert [i.name for i in copy.graph.input] == ["image"]
     assert run(copy, {"image": photos(0).numpy()})["plan.9.keys"].tolist() == [0, 1, 2]
 
@@ -473,8 +485,8 @@ def judged(stage, given=None, decision=None, **options):
     """The row that `compare` writes for a stage against PyTorch's."""
     decision = decision or tome_decision(DEGREES)
     reference = stage_of(decision.plan)
-    names = [f"{NAME}.{part}" for part in MergePlan.parts]
-    found = Validation([], [], {"eager": reference, "onnx": stage}, (0,), names, [{NAME: decision}], **options)
+    names = [f"{NAME}.{part}" for part in MergePlan.PARTS]
+    found = Validation([], [], {"eager": reference, "onnx": stage}, (0,), names, PLANS, [{NAME: decision}], **options)
     if given is not None:
         found.given = {"eager": reference, "onnx": given}
     compare(found, "onnx", "eager")
@@ -556,6 +568,6 @@ def test_a_batch_is_judged_by_its_first_decisions_and_all_its_embeddings(plans):
 
 def test_stages_that_decide_alike(plans):
     first = stage_of(plans.same)
-    assert same_decisions(first, stage_of(reordered(plans.same), embedding=2, batch=2))
-    assert not same_decisions(first, stage_of(plans.tied))
-    assert same_decisions(stage_of(None), stage_of(None, embedding=2))
+    assert same_decisions(first, stage_of(reordered(plans.same), embedding=2, batch=2), PLANS)
+    assert not same_decisions(first, stage_of(plans.tied), PLANS)
+    assert same_decisions(stage_of(None), stage_of(None, embedding=2), PLANS)

@@ -1,0 +1,113 @@
+"""The model in PyTorch: what every other stage is compared with."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from structsam_export.backends.base import Runner
+from structsam_export.patch import prompted
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from structsam_export.backends.base import Array
+    from structsam_export.models import LoadedModel
+    from structsam_export.runtime.decoding import Decoder
+    from structsam_export.schedule import Schedule
+
+
+class EagerRunner(Runner):
+    """A PyTorch module on the CPU behind the interface of a runner.
+
+    Args:
+        module: takes the inputs in the order of `inputs`, and returns one tensor or a tuple.
+        outputs: names of what it returns.
+        name: of the runner.
+        inputs: names of what it takes.
+    """
+
+    def __init__(self, module: nn.Module, outputs: Sequence[str], name: str, inputs: Sequence[str]) -> None:
+        super().__init__(name)
+        self.module, self.outputs = module, outputs
+        self.inputs = dict.fromkeys(inputs, ())
+
+    def open(self) -> None:
+        """Nothing to load."""
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+    def infer(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+        import torch
+
+        tensors = [torch.as_tensor(feed[name]) for name in self.inputs]
+        with torch.no_grad():
+            began = time.perf_counter()
+            found = self.module(*tensors)
+            self.seconds = time.perf_counter() - began
+        values = found if isinstance(found, tuple) else (found,)
+        return {name: value.numpy() for name, value in zip(self.outputs, values)}
+
+
+def decoder_of(loaded: LoadedModel) -> Decoder:
+    """The model's own prompt encoder and mask decoder, called as its own predictor calls them."""
+    from structsam_export.hosts import host_of
+
+    made: Decoder = host_of(loaded.sam.image_encoder).decoder(loaded.sam)
+    return made
+
+
+@contextmanager
+def encoder_call(
+    loaded: LoadedModel, schedule: Schedule | None, boxes: Array | None = None
+) -> Iterator[Callable[[Array], Array]]:
+    """The encoder as a function, patched by `schedule` (None: as it is) for the length of the `with` block.
+
+    Args:
+        loaded, schedule: the model; several schedules may share its weights, one after the other.
+        boxes: float32 (B, 4), the prompt of a prompt-aware encoder.
+
+    Yields:
+        image (B, 3, S, S) float32 -> embedding (B, C, h, w) float32. Patching is no part of a call's time.
+    """
+    import torch
+
+    encoder = loaded.sam.image_encoder
+    prompt = None if boxes is None else torch.as_tensor(boxes)
+
+    def call(image: Array) -> Array:
+        with torch.no_grad(), prompted(encoder, prompt):
+            return np.asarray(encoder(torch.as_tensor(image)))
+
+    with schedule.patched(encoder) if schedule is not None else nullcontext():
+        yield call
+
+
+def timed_encoder(
+    loaded: LoadedModel, schedule: Schedule | None, image: Array, boxes: Array | None = None
+) -> Callable[[], float]:
+    """A function that runs the encoder once and returns the seconds of that alone; it patches for each call anew.
+
+    One model cannot be patched in two ways at once, so that a comparison of several has to patch in turns.
+    """
+
+    def call() -> float:
+        with encoder_call(loaded, schedule, boxes) as encode:
+            began = time.perf_counter()
+            encode(image)
+            return time.perf_counter() - began
+
+    return call
+
+
+def own_copy(loaded: LoadedModel) -> Any:
+    """A copy of a model that can be patched by itself."""
+    import copy
+    from dataclasses import replace
+
+    return replace(loaded, sam=copy.deepcopy(loaded.sam))

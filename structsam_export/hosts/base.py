@@ -1,0 +1,80 @@
+"""What a host must implement, and the what it hands over to export a decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from structsam_export.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+
+    from structsam_export.geometry import EncoderGeometry
+    from structsam_export.views import BlockView
+
+# (embedding (1, C, h, w), coords (P, 2, 2), labels (P, 2)) -> low-resolution logits (P, 4h, 4w), all float32 but labels
+Decode = Callable[["np.ndarray", "np.ndarray", "np.ndarray"], "np.ndarray"]
+
+
+@dataclass(frozen=True)
+class DecoderExport:
+    """A decoder as a module of tensors only, and what it is traced with.
+
+    Args:
+        module: takes `inputs` in order.
+        inputs: example tensors by name, all sizes above 1 where they are dynamic.
+        dynamic_shapes: by input, the dynamic axes as `torch.export` takes them, or None.
+        outputs: names of what it returns.
+    """
+
+    module: nn.Module
+    inputs: Mapping[str, Tensor]
+    dynamic_shapes: Mapping[str, Any]
+    outputs: tuple[str, ...]
+
+
+class Host(Protocol):
+    """A model family. Instances hold nothing; everything is asked of the modules handed in."""
+
+    # Class name of the encoder, the key in `HOSTS`.
+    ENCODER: ClassVar[str]
+    # Names that an exported encoder's input and outputs get, in the order of `encoder(image)`.
+    ENCODER_INPUT: ClassVar[str]
+    ENCODER_OUTPUTS: ClassVar[tuple[str, ...]]
+
+    def geometry(self, encoder: nn.Module) -> EncoderGeometry:
+        """Sizes of an encoder.
+
+        Raises:
+            UsageError: the module has the name of this host's encoder but not its parts.
+        """
+        ...
+
+    def blocks(self, encoder: nn.Module) -> Sequence[BlockView]:
+        """The encoder's blocks, in order."""
+        ...
+
+    def decoder(self, model: Any) -> Decode:
+        """The model's own decoding in eager PyTorch, to compare exported decoders with."""
+        ...
+
+    def decoder_for_export(self, model: Any) -> DecoderExport:
+        """Prompt encoder and mask decoder as one module with the contract of `trace.py`."""
+        ...
+
+    def checkpoint_keys(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Weights of a checkpoint of this family under the names that its modules have."""
+        ...
+
+
+def unlike(encoder: Any, host: type[Host], error: Exception) -> UsageError:
+    """The error for a module that has the class name of a host's encoder but not its parts."""
+    kind = type(encoder)
+    module = host.__module__.rpartition(".")[2]
+    return UsageError(
+        f"Unsupported encoder {kind.__module__}.{kind.__qualname__}: it has the name of {module}'s "
+        f"{host.ENCODER} but not its layout ({error})."
+    )

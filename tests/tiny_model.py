@@ -1,0 +1,50 @@
+"""A whole SAM that is small enough to be exported in seconds: SAM's architecture with random weights."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+IMAGE, PATCH, DIM, OUT = 128, 16, 32, 32
+
+
+def build():
+    """128 px, a grid of 8x8, windows of 3 (so 8 -> 9 with pads), block 1 global; width 32 throughout."""
+    from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+
+    grid = IMAGE // PATCH
+    encoder = ImageEncoderViT(
+        img_size=IMAGE,
+        patch_size=PATCH,
+        embed_dim=DIM,
+        depth=4,
+        num_heads=2,
+        mlp_ratio=4,
+        out_chans=OUT,
+        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+        qkv_bias=True,
+        use_rel_pos=True,
+        global_attn_indexes=(1, 3),
+        window_size=3,
+    )
+    prompts = PromptEncoder(OUT, (grid, grid), (IMAGE, IMAGE), 16)
+    decoder = MaskDecoder(
+        num_multimask_outputs=3,
+        transformer=TwoWayTransformer(depth=2, embedding_dim=OUT, mlp_dim=64, num_heads=2),
+        transformer_dim=OUT,
+        iou_head_depth=3,
+        iou_head_hidden_dim=32,
+    )
+    return Sam(image_encoder=encoder, prompt_encoder=prompts, mask_decoder=decoder)
+
+
+def save(path):
+    """Write random weights, positions included, as a checkpoint."""
+    torch.manual_seed(0)
+    sam = build()
+    for name, p in sam.named_parameters():
+        if "pos" in name:
+            torch.nn.init.normal_(p, std=0.2)
+    torch.save(sam.state_dict(), path)
+    return path
