@@ -16,7 +16,7 @@ import pytest
 from graphs import MODULES, run, traced
 from snapshots import check_snapshot
 
-from structsam_export.build import build_engine, installed
+from structsam_export.backends import backend
 from structsam_export.config import ExportConfig
 from structsam_export.errors import ArtifactError, UsageError
 from structsam_export.macs import graph_macs
@@ -191,7 +191,7 @@ def source(tmp_path):
     return tmp_path / "raw.onnx"
 
 
-rtx = pytest.mark.skipif(not installed("tensorrt-rtx"), reason="TensorRT-RTX is not installed")
+rtx = pytest.mark.skipif(not backend("tensorrt-rtx").installed(), reason="TensorRT-RTX is not installed")
 
 
 @rtx
@@ -199,7 +199,7 @@ def test_attention_in_fp32_is_what_tensorrt_refuses(source, tmp_path):
     """Why the configuration refuses it; and a graph that cannot be built is no traceback."""
     rewrite(source, tmp_path / "encoder.onnx", keep_outputs=("image_embeddings",), form="attention")
     with pytest.raises(ArtifactError, match=r"tensorrt-rtx 1\.\d+\.\d+ cannot build .*encoder\.onnx for sm86"):
-        build_engine(tmp_path / "encoder.onnx", tmp_path, "encoder", "tensorrt-rtx", "sm86", {})
+        backend("tensorrt-rtx").build(tmp_path / "encoder.onnx", tmp_path, "encoder", "sm86", {})
     assert list(tmp_path.glob("*.engine*")) == []
 
 
@@ -207,4 +207,4 @@ def test_attention_in_fp32_is_what_tensorrt_refuses(source, tmp_path):
 def test_operators_of_onnx_runtime_are_what_tensorrt_refuses(source, tmp_path):
     rewrite(source, tmp_path / "encoder.onnx", keep_outputs=("image_embeddings",), form="ort-cpu")
     with pytest.raises(ArtifactError, match="cannot build"):
-        build_engine(tmp_path / "encoder.onnx", tmp_path, "encoder", "tensorrt-rtx", "sm86", {})
+        backend("tensorrt-rtx").build(tmp_path / "encoder.onnx", tmp_path, "encoder", "sm86", {})

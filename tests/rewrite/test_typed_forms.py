@@ -7,7 +7,7 @@ import onnx
 import pytest
 from graphs import run, traced
 
-from structsam_export.build import build_engine, installed
+from structsam_export.backends import backend
 from structsam_export.precision import calibrate, convert, fake_quantised, low_types
 from structsam_export.rewrite import FORMS, apply_form, mlp_blocks, rewrite
 from structsam_export.rewrite.subgraphs import all_nodes
@@ -136,9 +136,9 @@ def test_a_form_is_typed_too_where_it_comes_first(typed, tmp_path, monkeypatch):
         assert 0 < error < 5e-3 * np.abs(exact).max()
 
 
-@pytest.mark.skipif(not installed("tensorrt-rtx"), reason="TensorRT-RTX is not installed")
+@pytest.mark.skipif(not backend("tensorrt-rtx").installed(), reason="TensorRT-RTX is not installed")
 @pytest.mark.parametrize("form", ["portable", "attention"])
 def test_engines_of_a_form(typed, form, tmp_path):
     half = typed / f"fp16.{form}.onnx"
-    assert build_engine(half, tmp_path, "encoder", "tensorrt-rtx", "sm86", {}).bytes > 100_000
+    assert backend("tensorrt-rtx").build(half, tmp_path, "encoder", "sm86", {}).bytes > 100_000
     assert len(list(tmp_path.glob("encoder.*-sm86.engine"))) == 1
