@@ -58,29 +58,29 @@ def token_map(loaded, photo, ready, name, variant, aware):
     import torch
 
     from structsam_export.config import ExportConfig
-    from structsam_export.patch import host_of
-    from structsam_export.report.pictures import groups_on_grid, token_map, with_prompts
+    from structsam_export.patch import prompted, recording
+    from structsam_export.report.pictures import token_map, with_prompts
     from structsam_export.schedule import resolve
     from structsam_export.validate.photos import prompt_box
 
     config = ExportConfig(method=name, variant=variant, rate=RATE, prompt_aware=aware)
     encoder, geometry = loaded.sam.image_encoder, loaded.geometry
-    schedule, host = resolve(config, geometry), host_of(encoder)
+    schedule = resolve(config, geometry)
     boxes = torch.as_tensor(prompt_box(photo.prompts[0], ready.scale)) if aware else None
     with (
         torch.no_grad(),
         schedule.patched(encoder),
-        host.prompted(encoder, boxes),
-        host.recording(encoder) as decisions,
+        prompted(encoder, boxes),
+        recording(encoder) as decisions,
     ):
         encoder(torch.as_tensor(ready.tensor))
     key = next((k for k in (f"plan.{BLOCK}", *decisions) if k in decisions), None)
     if key is None:  # nothing depends on the image: ask the method itself
-        layout = geometry.layout(BLOCK)
-        plan = schedule.method.plan(None, layout, 1)
+        grid = geometry.window_grid(BLOCK)
+        plan = schedule.method.plan(None, grid, 1)
     else:
-        plan, layout = decisions[key].plan, geometry.layout(int(key.split(".")[1]))
-    made = token_map(ready, photo.image, groups_on_grid(plan, layout))
+        plan, grid = decisions[key].plan, geometry.window_grid(int(key.split(".")[1]))
+    made = token_map(ready, photo.image, plan.token_groups(grid))
     return with_prompts(resize(made, photo.image.shape), photo.prompts[:1]) if aware else made
 
 

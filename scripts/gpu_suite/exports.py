@@ -52,7 +52,7 @@ def random_model(model: str) -> LoadedModel:
     from segment_anything import sam_model_registry
 
     from structsam_export.models import LoadedModel, model_spec
-    from structsam_export.models.geometry import from_encoder
+    from structsam_export.hosts import geometry_of
 
     spec = model_spec(model)
     torch.manual_seed(0)
@@ -60,7 +60,7 @@ def random_model(model: str) -> LoadedModel:
     for name, weights in sam.image_encoder.named_parameters():
         if "pos" in name:  # zero at first: the exporter or a runtime could fold them away
             torch.nn.init.normal_(weights, std=0.1)
-    return LoadedModel(spec, sam, Path("random weights"), "random weights", from_encoder(sam.image_encoder))
+    return LoadedModel(spec, sam, Path("random weights"), "random weights", geometry_of(sam.image_encoder))
 
 
 def schedule_of(options: Options, model: str, method: str) -> Schedule:
