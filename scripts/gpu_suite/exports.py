@@ -51,8 +51,8 @@ def random_model(model: str) -> LoadedModel:
     import torch
     from segment_anything import sam_model_registry
 
-    from structsam_export.models import LoadedModel, model_spec
     from structsam_export.hosts import geometry_of
+    from structsam_export.models import LoadedModel, model_spec
 
     spec = model_spec(model)
     torch.manual_seed(0)

@@ -1,8 +1,8 @@
 """A new kind of method is one file and one line: tokens neither merge nor lose keys, but some ask no question.
 
-The toy keeps every token and every key, and computes attention for the queries of tokens with the largest channels only;
-all others get nothing from attention. It has a plan of its own, so it is recorded, named in the graph, compared, counted
-and drawn.
+The toy keeps every token and every key, and computes attention for the queries of tokens with the largest channels
+only; all others get nothing from attention. It has a plan of its own, so it is recorded, named in the graph, compared,
+counted and drawn.
 """
 
 from __future__ import annotations
