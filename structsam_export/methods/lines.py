@@ -1,4 +1,4 @@
-"""Lines of tokens that lose some: who joins which neighbour, whose values stay, and where each token goes (`cubist`)."""
+"""Lines of tokens that lose some: who joins which neighbour, whose values stay, where each token goes (`cubist`)."""
 
 from __future__ import annotations
 
