@@ -24,7 +24,7 @@ def test_demo_model_finds_the_true_masks():
             box = np.zeros_like(prompt.truth)
             x0, y0, x1, y1 = (round(v) for v in prompt.box)
             box[y0:y1, x0:x1] = True
-            scores.append(iou(found.stages["dense"].masks[i][k], prompt.truth))
+            scores.append(iou(found.dense.masks[i][k], prompt.truth))
             filled.append(iou(box, prompt.truth))
     assert np.mean(scores) > np.mean(filled)
     assert np.mean(scores) > 0.82
