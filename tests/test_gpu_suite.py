@@ -14,13 +14,14 @@ SCRIPTS = Path(__file__).parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
 from gpu_suite import NOT_MEASURED, Options, wheels  # noqa: E402
+from gpu_suite.cli import BACKENDS  # noqa: E402
 from gpu_suite.eager import fused_attention  # noqa: E402
 from gpu_suite.engines import native_errors  # noqa: E402
 from gpu_suite.report import markdown  # noqa: E402
 from gpu_suite.steps import Step, plan  # noqa: E402
 from gpu_suite.suite import NO_GPU, NO_TIME, Suite  # noqa: E402
 
-from structsam_export.build import installed  # noqa: E402
+from structsam_export.backends import backend  # noqa: E402
 
 QUICK = "gpu_suite.conditions:gpu_state"
 
@@ -53,7 +54,7 @@ def test_a_dry_run_does_what_needs_no_gpu(dry):
     assert report["options"]["methods"] == ["structsam"]  # the first merging one
     done = [name for name, status in found.items() if status == "ok"]
     assert {"conditions", "export demo structsam", "fp16 demo structsam", "reference demo structsam"} <= set(done)
-    if installed("tensorrt-rtx"):
+    if backend("tensorrt-rtx").installed():
         assert "build demo structsam merged fp16 tensorrt-rtx" in done
         assert found["run demo structsam merged fp16 tensorrt-rtx CUDA graph"] == NOT_MEASURED
 
@@ -143,6 +144,13 @@ def test_a_plan_names_every_step_once_and_needs_only_earlier_ones(tmp_path, dry_
     assert steps[0].name == "conditions"
     assert "run vit_b none plain fp16 tensorrt-rtx CUDA graph" in seen
     assert "run vit_b structsam merged fp32 tensorrt" in seen
+    assert {f"onnxruntime vit_b structsam merged {precision}" for precision in ("fp32", "fp16")} <= seen
+    assert "onnxruntime-tensorrt vit_b structsam merged fp32" in seen
+
+
+def test_backends_are_known_by_the_modules_the_package_imports():
+    """The command looks for them before anything of the package can be imported."""
+    assert {name: backend(name).MODULE for name in BACKENDS} == BACKENDS
 
 
 def test_ratios_are_to_the_plain_engine_of_the_same_runner_and_to_stock(tmp_path):
@@ -214,15 +222,13 @@ def test_the_fused_reference_is_the_stock_encoder(encoder):
     assert torch.equal(stock, encoder(image))
 
 
-@pytest.mark.skipif(not installed("tensorrt-rtx"), reason="needs TensorRT-RTX")
+@pytest.mark.skipif(not backend("tensorrt-rtx").installed(), reason="needs TensorRT-RTX")
 def test_a_failed_build_says_what_tensorrt_said(tmp_path):
     import onnx
     from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
-
-    from structsam_export.build import build_engine
 
     ends = make_tensor_value_info("x", 1, [4, 4]), make_tensor_value_info("y", 7, [2, None])
     graph = make_graph([make_node("NonZero", ["x"], ["y"])], "bad", [ends[0]], [ends[1]])
     onnx.save(make_model(graph, opset_imports=[make_opsetid("", 18)], ir_version=10), tmp_path / "bad.onnx")
     with pytest.raises(RuntimeError, match="NonZero"), native_errors():
-        build_engine(tmp_path / "bad.onnx", tmp_path, "encoder", "tensorrt-rtx", "sm86", {})
+        backend("tensorrt-rtx").build(tmp_path / "bad.onnx", tmp_path, "encoder", "sm86", {})

@@ -2,7 +2,7 @@
 
 from structsam_export.datasets.pictures import objects_of
 from structsam_export.evaluate.protocols import filled_boxes
+from structsam_export.metrics import iou
 from structsam_export.models.demo import build_demo
-from structsam_export.validate.metrics import iou
 
 __all__ = ["build_demo", "filled_boxes", "iou", "objects_of"]

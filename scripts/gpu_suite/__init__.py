@@ -20,7 +20,7 @@ class Options:
     """What a run was asked for, as plain values: child processes get it as JSON.
 
     `work` is the folder of exports and engines; `checkpoints` maps models to paths; `random`: every model but the
-    bundled one gets random weights; `photos` are run for parity and for the largest activations.
+    bundled one gets random weights; `photos` are run for parity and to calibrate FP16.
     """
 
     work: str

@@ -8,7 +8,7 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from gpu_suite import Options
-from gpu_suite.exports import load, parity, prepared, schedule_of, tf32
+from gpu_suite.exports import inputs_of, load, parity, schedule_of, tf32
 from gpu_suite.timing import measure, outputs
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def eager(options: dict[str, Any], model: str, kind: str, precision: str, method
 
     given = Options.from_dict(options)
     encoder, schedule = load(given, model).sam.image_encoder, schedule_of(given, model, method)
-    images = [torch.as_tensor(ready.tensor) for ready in prepared(given, model)[1]]
+    images = [torch.as_tensor(ready.tensor) for ready in inputs_of(given, model).prepared]
     tf32(precision == "tf32")
     kind_of = torch.float16 if precision == "fp16" else torch.float32
     with ExitStack() as changed, torch.no_grad():

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpu_suite import DRY_TARGET, NOT_MEASURED, Options
-from gpu_suite.exports import folder_of, parity, prepared
+from gpu_suite.exports import folder_of, inputs_of, parity
 from gpu_suite.timing import measure, outputs
 
 if TYPE_CHECKING:
@@ -23,24 +23,23 @@ def probe(options: dict[str, Any], backend: str) -> dict[str, Any]:
     import onnx
     from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
 
-    from gpu_suite.package import build_engine, engine_runner, known_targets, run
+    from gpu_suite.package import backend_of, run
 
-    given = Options.from_dict(options)
+    given, runtime = Options.from_dict(options), backend_of(backend)
     folder = folder_of(given, "probe", backend)
     ends = [make_tensor_value_info(name, onnx.TensorProto.FLOAT, [4, 4]) for name in ("x", "y")]
     nodes = [make_node("MatMul", ["x", "x"], ["square"]), make_node("Relu", ["square"], ["y"])]
     graph = make_graph(nodes, "probe", [ends[0]], [ends[1]])
     onnx.save(make_model(graph, opset_imports=[make_opsetid("", 18)], ir_version=10), folder / "probe.onnx")
     with native_errors():
-        engine = build_engine(folder / "probe.onnx", folder, "encoder", backend, target(given), {})
+        engine = runtime.build(folder / "probe.onnx", folder, "encoder", target(given), {})
     found: dict[str, Any] = {"version": engine.version, "sm": engine.sm}
-    if backend == "tensorrt-rtx":
-        found["targets"] = sorted(known_targets())
+    found["can"] = runtime.can()
     if given.dry_run:
         return {**found, "executed": NOT_MEASURED}
     x = np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32)
     with native_errors():
-        made, _ = run(engine_runner(folder / engine.file, backend, "probe"), [{"x": x}], lambda _: None)
+        made, _ = run(runtime.runner(folder / engine.file, "probe"), [{"x": x}], lambda _: None)
     error = float(np.abs(made[0]["y"] - np.maximum(x @ x, 0)).max())
     if not error < 1e-3:
         raise ValueError(f"the engine runs but its result is off by {error:g}")
@@ -74,14 +73,14 @@ def target(options: Options) -> str:
 
 def build(options: dict[str, Any], model: str, method: str, form: str, precision: str, backend: str) -> dict[str, Any]:
     """Build the engine of one ONNX file."""
-    from gpu_suite.package import atomic, build_engine
+    from gpu_suite.package import atomic, backend_of
 
     given = Options.from_dict(options)
     folder = folder_of(given, model, method)
     began = time.perf_counter()
     source = folder / f"{form}.{precision}.onnx"
     with native_errors():
-        engine = build_engine(source, folder, f"{form}-{precision}", backend, target(given), {})
+        engine = backend_of(backend).build(source, folder, f"{form}-{precision}", target(given), {})
     seconds = round(time.perf_counter() - began, 1)
     with atomic(record_of(folder, form, precision, backend)) as partial:
         partial.write_text(json.dumps(engine.to_dict()))
@@ -118,7 +117,7 @@ def execute(
 
     given = Options.from_dict(options)
     path = built(folder_of(given, model, method), form, precision, backend)
-    images = [torch.as_tensor(ready.tensor) for ready in prepared(given, model)[1]]
+    images = [torch.as_tensor(ready.tensor) for ready in inputs_of(given, model).prepared]
     began = time.perf_counter()
     call, memory = session(path, backend, cuda_graph)
     loaded = round(time.perf_counter() - began, 2)
@@ -130,14 +129,14 @@ def execute(
 def package_runner(
     options: dict[str, Any], model: str, method: str, form: str, precision: str, backend: str, cuda_graph: bool
 ) -> dict[str, Any]:
-    """Run an engine as the package itself does, through polygraphy; a step of its own, as it can fail on its own."""
-    from gpu_suite.package import engine_runner, run
+    """Run an engine as the package itself does; a step of its own, as it can fail on its own."""
+    from gpu_suite.package import RunOptions, backend_of, run
 
     given = Options.from_dict(options)
     path = built(folder_of(given, model, method), form, precision, backend)
-    feeds = [{"image": ready.tensor} for ready in prepared(given, model)[1]]
+    runner = backend_of(backend).runner(path, path.stem, RunOptions(cuda_graph=cuda_graph))
     with native_errors():
-        made, _ = run(engine_runner(path, backend, path.stem, cuda_graph=cuda_graph), feeds, lambda _: None)
+        made, _ = run(runner, inputs_of(given, model).feeds(1), lambda _: None)
     return {"parity": parity(given, model, method, [o["image_embeddings"] for o in made])}
 
 
@@ -148,9 +147,9 @@ def session(path: Path, backend: str, cuda_graph: bool) -> tuple[Callable[[Tenso
     """
     import torch
 
-    from gpu_suite.package import MODULES
+    from gpu_suite.package import backend_of
 
-    trt = __import__(MODULES[backend])
+    trt = __import__(backend_of(backend).MODULE)
     runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
     engine = runtime.deserialize_cuda_engine(path.read_bytes())
     if engine is None:
@@ -178,34 +177,30 @@ def session(path: Path, backend: str, cuda_graph: bool) -> tuple[Callable[[Tenso
     return call, int(engine.device_memory_size_v2)
 
 
-def onnxruntime_probe(options: dict[str, Any]) -> dict[str, Any]:
+def onnxruntime_probe(options: dict[str, Any], provider: str) -> dict[str, Any]:
     """Whether this ONNX Runtime has what it is to be measured with."""
-    import onnxruntime as ort
+    from gpu_suite.package import PROVIDERS, RunOptions, backend_of
 
-    wanted, known = provider(Options.from_dict(options)), ort.get_available_providers()
-    if wanted not in known:
-        raise RuntimeError(f"onnxruntime has no {wanted}, only {', '.join(known)}")
-    return {"provider": wanted}
-
-
-def provider(options: Options) -> str:
-    """ONNX Runtime's CUDA provider, or in a dry run that of the CPU."""
-    return "CPUExecutionProvider" if options.dry_run else "CUDAExecutionProvider"
+    wanted = provider_of(Options.from_dict(options), provider)
+    backend_of("onnxruntime").check_options(RunOptions(provider=wanted))
+    return {"provider": PROVIDERS[wanted]}
 
 
-def onnxruntime(options: dict[str, Any], model: str, method: str, form: str, precision: str) -> dict[str, Any]:
-    """An ONNX file on ONNX Runtime: on its CUDA provider, or in a dry run twice on the CPU."""
-    import onnxruntime as ort
+def provider_of(options: Options, provider: str) -> str:
+    """The provider to run: the one asked for, or in a dry run that of the CPU."""
+    return "cpu" if options.dry_run else provider
+
+
+def onnxruntime(
+    options: dict[str, Any], model: str, method: str, form: str, precision: str, provider: str
+) -> dict[str, Any]:
+    """An ONNX file on a provider of ONNX Runtime ("cuda", "tensorrt"), or in a dry run twice on the CPU."""
     import torch
 
     given = Options.from_dict(options)
     path = folder_of(given, model, method) / f"{form}.{precision}.onnx"
-    log = ort.SessionOptions()
-    log.log_severity_level = 3
-    active = ort.InferenceSession(str(path), log, providers=[provider(given)])
-    if active.get_providers()[0] != provider(given):  # falls back to the CPU in silence
-        raise RuntimeError(f"onnxruntime cannot use {provider(given)} here")
-    images = [ready.tensor for ready in prepared(given, model)[1]]
+    active = ort_session(path, provider_of(given, provider))
+    images = [ready.tensor for ready in inputs_of(given, model).prepared]
     embeddings = [active.run(["image_embeddings"], {"image": image})[0] for image in images]
     agreed = parity(given, model, method, embeddings)
     if given.dry_run:
@@ -223,6 +218,21 @@ def onnxruntime(options: dict[str, Any], model: str, method: str, form: str, pre
         return embedding
 
     return {"latency": measure(call, torch.as_tensor(images[0]), given.runs), "parity": agreed}
+
+
+def ort_session(path: Path, provider: str) -> Any:
+    """A session on one provider; what TensorRT leaves out runs on CUDA."""
+    import onnxruntime as ort
+
+    from gpu_suite.package import PROVIDERS
+
+    log = ort.SessionOptions()
+    log.log_severity_level = 3
+    wanted = [PROVIDERS[name] for name in ((provider, "cuda") if provider == "tensorrt" else (provider,))]
+    active = ort.InferenceSession(str(path), log, providers=wanted)
+    if active.get_providers()[0] != wanted[0]:  # falls back to the CPU in silence
+        raise RuntimeError(f"onnxruntime cannot use {wanted[0]} here")
+    return active
 
 
 def on_cpu(active: Any, image: Any, runs: int = 2) -> dict[str, Any]:

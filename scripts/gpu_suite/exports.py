@@ -16,7 +16,7 @@ from gpu_suite import Options
 if TYPE_CHECKING:
     import numpy as np
 
-    from gpu_suite.package import LoadedModel, Schedule
+    from gpu_suite.package import Inputs, LoadedModel, Schedule
 
 
 def forms(method: str) -> tuple[str, ...]:
@@ -50,7 +50,7 @@ def random_model(model: str) -> LoadedModel:
     import torch
     from segment_anything import sam_model_registry
 
-    from gpu_suite.package import LoadedModel, from_encoder, model_spec
+    from gpu_suite.package import LoadedModel, geometry_of, model_spec
 
     spec = model_spec(model)
     torch.manual_seed(0)
@@ -58,7 +58,7 @@ def random_model(model: str) -> LoadedModel:
     for name, weights in sam.image_encoder.named_parameters():
         if "pos" in name:  # zero at first: the exporter or a runtime could fold them away
             torch.nn.init.normal_(weights, std=0.1)
-    return LoadedModel(spec, sam, Path("random weights"), "random weights", from_encoder(sam.image_encoder))
+    return LoadedModel(spec, sam, Path("random weights"), "random weights", geometry_of(sam.image_encoder))
 
 
 def schedule_of(options: Options, model: str, method: str) -> Schedule:
@@ -69,12 +69,12 @@ def schedule_of(options: Options, model: str, method: str) -> Schedule:
     return resolve(ExportConfig(model=model, method=method, rate=rate), load(options, model).geometry)
 
 
-def prepared(options: Options, model: str) -> tuple[list[Any], list[Any]]:
-    """The first bundled photos, and the same as the encoder takes them."""
-    from gpu_suite.package import bundled_photos, prepare
+def inputs_of(options: Options, model: str) -> Inputs:
+    """The first bundled photos, as they are and as the encoder takes them."""
+    from gpu_suite.package import Inputs, bundled_photos
 
     loaded, photos = load(options, model), bundled_photos(options.photos)
-    return photos, [prepare(p.image, loaded.geometry.image_size, loaded.spec.preprocessing) for p in photos]
+    return Inputs.of(photos, loaded.geometry.image_size, loaded.spec.preprocessing, prompt_aware=False)
 
 
 def tf32(allowed: bool) -> None:
@@ -95,7 +95,7 @@ def reference(options: dict[str, Any], model: str, method: str) -> dict[str, Any
 
     given = Options.from_dict(options)
     encoder = load(given, model).sam.image_encoder
-    images = [torch.as_tensor(ready.tensor) for ready in prepared(given, model)[1]]
+    images = [torch.as_tensor(ready.tensor) for ready in inputs_of(given, model).prepared]
     schedule, why = schedule_of(given, model, method), None
     tf32(False)
     for device in ("cuda", "cpu") if torch.cuda.is_available() else ("cpu",):
@@ -131,7 +131,7 @@ def parity(options: Options, model: str, method: str, embeddings: list[np.ndarra
     """
     import numpy as np
 
-    from gpu_suite.package import embedding_errors, mask_ious, stage_masks, torch_decoder
+    from gpu_suite.package import decoder_of, embedding_errors, mask_ious
 
     wanted = references(options, model, method)
     if wanted is None:
@@ -140,9 +140,8 @@ def parity(options: Options, model: str, method: str, embeddings: list[np.ndarra
         return {"finite": False, "photos": len(wanted)}
     found: dict[str, Any] = {"finite": True, "photos": len(wanted), **embedding_errors(wanted, embeddings)}
     if not (options.random and model != "demo"):
-        loaded, (photos, ready) = load(options, model), prepared(options, model)
-        decode, size = torch_decoder(loaded.sam), loaded.geometry.image_size
-        ious = mask_ious(*(stage_masks(decode, side, photos, ready, size) for side in (wanted, embeddings)))
+        decode, inputs = decoder_of(load(options, model)), inputs_of(options, model)
+        ious = mask_ious(*(inputs.masks(decode, side) for side in (wanted, embeddings)))
         found |= {"mask_iou_mean": float(np.mean(ious)), "mask_iou_min": min(ious), "masks": len(ious)}
     return found
 
@@ -161,8 +160,8 @@ def export(options: dict[str, Any], model: str, method: str) -> dict[str, Any]:
     with schedule_of(given, model, method).patched(loaded.sam.image_encoder) as encoder:
         trace_encoder(encoder, loaded.geometry.image_size, source)
     traced = time.perf_counter() - began
-    counts = rewrite(source, target, keep_outputs=("image_embeddings",))
-    found: dict[str, Any] = {"trace_seconds": round(traced, 1), "rules": {k: n for k, n in counts.items() if n}}
+    made = rewrite(source, target, keep_outputs=("image_embeddings",))
+    found: dict[str, Any] = {"trace_seconds": round(traced, 1), "rules": {k: n for k, n in made.counts.items() if n}}
     for form in forms(method):
         path = folder / f"{form}.fp32.onnx"
         nodes = len(onnx.load(str(path), load_external_data=False).graph.node)
@@ -171,15 +170,15 @@ def export(options: dict[str, Any], model: str, method: str) -> dict[str, Any]:
 
 
 def to_fp16(options: dict[str, Any], model: str, method: str) -> dict[str, Any]:
-    """Type every FP32 file of a method as FP16, by the largest activations on the photos."""
-    from gpu_suite.package import convert, scan
+    """Type every FP32 file of a method as FP16, calibrated on the photos."""
+    from gpu_suite.package import calibrate, convert
 
     given = Options.from_dict(options)
     folder, found = folder_of(given, model, method), {}
-    feeds = [{"image": ready.tensor} for ready in prepared(given, model)[1]]
+    feeds = inputs_of(given, model).feeds(1)
     for form in forms(method):
         source = folder / f"{form}.fp32.onnx"
-        made = convert(source, folder / f"{form}.fp16.onnx", "fp16", scan(source, feeds))
+        made = convert(source, folder / f"{form}.fp16.onnx", "fp16", calibrate(source, feeds))
         kept = {"low": made.low, "fp32": made.fp32, "casts": made.casts, "bytes": made.bytes}
         found[form] = {**kept, "offenders": [o.node for o in made.offenders]}
     return found

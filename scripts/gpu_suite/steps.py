@@ -21,6 +21,7 @@ SECONDS = {
     "eager": 6.0,
     "compiled": 60.0,
     "onnxruntime": 15.0,
+    "onnxruntime-tensorrt": 60.0,
 }
 # By how much bigger models take longer than ViT-B.
 SIZES = {"demo": 0.6, "vit_l": 3.0, "vit_h": 6.0}
@@ -61,9 +62,10 @@ def plan(options: Options, backends: Sequence[str]) -> list[Step]:
     for model in options.models:
         steps += of_model(options, model, backends)
     # What is nice to know, after every model has had its turn.
-    steps.append(Step("probe onnxruntime", "gpu_suite.engines:onnxruntime_probe", given, seconds=SECONDS["probe"]))
+    steps += onnxruntime_steps(options, "cuda", "onnxruntime", ("fp32", "fp16"))
     for model in options.models:
-        steps += [*onnxruntime_steps(options, model), *compiled_steps(options, model)]
+        steps += compiled_steps(options, model)
+    steps += onnxruntime_steps(options, "tensorrt", "onnxruntime-tensorrt", ("fp32",))
     return [*steps, Step("conditions at the end", "gpu_suite.conditions:gpu_state", seconds=1.0, gpu=True)]
 
 
@@ -129,15 +131,20 @@ def eager_steps(
             yield Step(name, "gpu_suite.eager:eager", arguments, gpu=True, seconds=cost)
 
 
-def onnxruntime_steps(options: Options, model: str) -> Iterator[Step]:
-    """FP32 files on ONNX Runtime."""
-    for method in options.methods:
-        for form in forms(method):
-            arguments: dict[str, Any] = {"options": options.to_dict(), "model": model, "method": method}
-            arguments |= {"form": form, "precision": "fp32"}
-            name, needs = f"onnxruntime {model} {method} {form} fp32", ("probe onnxruntime", f"export {model} {method}")
-            cost = seconds("onnxruntime", model)
-            yield Step(name, "gpu_suite.engines:onnxruntime", arguments, needs, seconds=cost)
+def onnxruntime_steps(options: Options, provider: str, title: str, precisions: Sequence[str]) -> Iterator[Step]:
+    """Every ONNX file on one provider of ONNX Runtime; a dry run has the CPU's for FP32 on CUDA, and nothing else."""
+    probe: dict[str, Any] = {"options": options.to_dict(), "provider": provider}
+    only_gpu = provider != "cuda"
+    yield Step(f"probe {title}", "gpu_suite.engines:onnxruntime_probe", probe, (), only_gpu, SECONDS["probe"])
+    for model in options.models:
+        for precision in precisions:
+            for method in options.methods:
+                source = f"{'export' if precision == 'fp32' else 'fp16'} {model} {method}"
+                for form in forms(method):
+                    more = {**probe, "model": model, "method": method, "form": form, "precision": precision}
+                    name, needs = f"{title} {model} {method} {form} {precision}", (f"probe {title}", source)
+                    gpu = only_gpu or precision != "fp32"
+                    yield Step(name, "gpu_suite.engines:onnxruntime", more, needs, gpu, seconds(title, model))
 
 
 def compiled_steps(options: Options, model: str) -> Iterator[Step]:

@@ -5,7 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from method_docs.package import LoadedModel, Photo, Prepared, Schedule, bundled_photos, host_of, load_model, prepare
+from method_docs.package import (
+    LoadedModel,
+    Photo,
+    Prepared,
+    Schedule,
+    bundled_photos,
+    load_model,
+    prepare,
+    prompted,
+    recording,
+)
 
 
 def demo_on(name: str) -> tuple[LoadedModel, Photo, Prepared]:
@@ -25,13 +35,12 @@ def encode(
     import torch
 
     encoder = loaded.sam.image_encoder
-    host = host_of(encoder)
     prompt = None if boxes is None else torch.as_tensor(boxes)
     with (
         torch.no_grad(),
         schedule.patched(encoder),
-        host.prompted(encoder, prompt),
-        host.recording(encoder) as decisions,
+        prompted(encoder, prompt),
+        recording(encoder) as decisions,
     ):
         embedding = encoder(torch.as_tensor(image))
     return embedding.numpy(), dict(decisions)

@@ -17,7 +17,6 @@ from method_docs.package import (
     LoadedModel,
     Photo,
     Prepared,
-    groups_on_grid,
     method_class,
     prompt_box,
     resolve,
@@ -55,11 +54,11 @@ def shot(loaded: LoadedModel, photo: Photo, ready: Prepared, config: ExportConfi
     decisions = encode(loaded, ready.tensor, schedule, boxes)[1]
     key = next((k for k in (f"plan.{BLOCK}", *decisions) if k in decisions), None)
     if key is None:  # nothing depends on the image: ask the method itself
-        layout = geometry.layout(BLOCK)
-        plan = schedule.method.plan(None, layout, 1)
+        grid = geometry.window_grid(BLOCK)
+        plan = schedule.method.plan(None, grid, 1)
     else:
-        plan, layout = decisions[key].plan, geometry.layout(int(key.split(".")[1]))
-    made = token_map(ready, photo.image, groups_on_grid(plan, layout))
+        plan, grid = decisions[key].plan, geometry.window_grid(int(key.split(".")[1]))
+    made = token_map(ready, photo.image, plan.token_groups(grid))
     if not aware:
         return made
     height, width = photo.image.shape[:2]

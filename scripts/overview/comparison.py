@@ -12,14 +12,13 @@ import numpy as np
 from method_docs.encoder import encode
 from overview.package import (
     ExportConfig,
-    groups_on_grid,
+    decoder_of,
     iou,
     load_model,
     open_dataset,
     paper_macs,
     resolve,
     sam_case,
-    torch_decoder,
 )
 
 DATASET, METHOD, RATE, BLOCK = "bundled-coins", "structsam", 0.5, 5
@@ -48,14 +47,14 @@ def compare() -> Comparison:
     loaded, sample = load_model("demo"), open_dataset(DATASET).samples()[0]
     geometry = loaded.geometry
     case = sam_case(sample, geometry.image_size, loaded.spec.preprocessing, "box")
-    decode = torch_decoder(loaded.sam)
+    decode = decoder_of(loaded)
     configs = ExportConfig(method="none", rate=None), ExportConfig(method=METHOD, rate=RATE)
     schedules = [resolve(config, geometry) for config in configs]
     embeddings, decisions = zip(*(encode(loaded, case.image, schedule) for schedule in schedules))
     plain, merged = (case.draw(decode(embedding, case.coords, case.labels)) for embedding in embeddings)
     return Comparison(
         sample.image(),
-        groups_on_grid(decisions[1][f"plan.{BLOCK}"].plan, geometry.layout(BLOCK)),
+        decisions[1][f"plan.{BLOCK}"].plan.token_groups(geometry.window_grid(BLOCK)),
         plain,
         merged,
         (paper_macs(geometry), paper_macs(geometry, schedules[1].blocks)),

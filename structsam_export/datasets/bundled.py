@@ -1,6 +1,6 @@
 """The sets inside the package, for a number with true masks and no download.
 
-Made by `scripts/make_eval_set.py`; `assets/evaluation/CREDITS.md` names sources, licences and how each mask came about.
+Made by `scripts/evaluation_set`; `assets/evaluation/CREDITS.md` names sources, licences and how each mask came about.
 Report them by `Sample.group`, never pooled: more than a third of all objects are nuclei.
 """
 

@@ -2,7 +2,7 @@
 
 512 px, a 32x32 token grid, 8 blocks of width 192 with 3 heads, global attention in blocks 2, 5 and 7 and
 12x12 windows elsewhere (32 -> 36, so its windows carry pads as SAM's 64 -> 70 do). Prompt encoder and mask
-decoder have SAM's shapes. 8.7 M parameters; weights by `scripts/train_demo.py`.
+decoder have SAM's shapes. 8.7 M parameters; weights by `scripts/demo_model`.
 """
 
 from __future__ import annotations
