@@ -30,7 +30,8 @@ RULES = {
     "reshape_chain": "structsam_export.rewrite.reshape_chain",
 }
 
-# What a graph is written for beyond that: every runtime; runtimes that know ONNX's Attention; ONNX Runtime on a CPU.
+# What a graph is written for beyond that: every runtime; runtimes that know ONNX's Attention; ONNX Runtime on a CPU;
+# OpenVINO.
 FORMS: dict[str, dict[str, str]] = {
     "portable": {},
     "attention": {"attention_operator": "structsam_export.rewrite.attention_operator"},
@@ -38,6 +39,7 @@ FORMS: dict[str, dict[str, str]] = {
         "attention_ort": "structsam_export.rewrite.attention_ort",
         "mlp_blocks": "structsam_export.rewrite.mlp_blocks",
     },
+    "openvino": {"token_rows": "structsam_export.rewrite.token_rows"},
 }
 
 # Protobuf stops at 2 GiB; from here on weights go to a file of their own.
