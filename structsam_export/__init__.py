@@ -10,8 +10,6 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-STAGES = ("patch", "trace", "rewrite", "build", "validate")
-
 _NAMES = {
     "ExportConfig": "structsam_export.config",
     "MergePlan": "structsam_export.methods.plan",
@@ -25,7 +23,6 @@ _NAMES = {
 }
 
 __all__ = [
-    "STAGES",
     "ExportConfig",
     "MergePlan",
     "StructSAMError",

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
@@ -12,6 +10,7 @@ import onnx_graphsurgeon as gs
 import onnxruntime as ort
 from conftest import tiny_encoder
 from onnx import helper, numpy_helper
+from trace_cache import cached_file
 
 from structsam_export.methods import make_method
 from structsam_export.patch import patched
@@ -110,9 +109,15 @@ def check_left_alone(rule, graph, reason=None):
 
 @cache
 def traced(method, variant, layers, batch, opset=18):
-    """A tiny encoder (6x6 tokens, windows of 4, block 1 global) with merging in `layers`, traced; weights inside."""
-    encoder = tiny_encoder(image=(96, 96))
-    with patched(encoder, make_method(method, 0.5, variant), layers), TemporaryDirectory() as folder:
-        path = Path(folder) / "encoder.onnx"
-        trace_encoder(encoder, 96, path, batch=batch, opset=opset)
-        return onnx.load(path)
+    """A tiny encoder (6x6 tokens, windows of 4, block 1 global) with merging in `layers`, traced; weights inside.
+
+    The model is shared by all tests of a process, which therefore must not change it.
+    """
+
+    def trace(path):
+        encoder = tiny_encoder(image=(96, 96))
+        with patched(encoder, make_method(method, 0.5, variant), layers):
+            trace_encoder(encoder, 96, path, batch=batch, opset=opset)
+
+    layers_named = ".".join(map(str, layers))
+    return onnx.load(cached_file(f"{method}-{variant}-{layers_named}-b{batch}-o{opset}.onnx", trace))

@@ -13,7 +13,7 @@ from structsam_export.precision import convert
 NAMES = {1: "fp32", 10: "fp16", 16: "bf16", 7: "int64", 9: "bool"}
 
 
-def saved(folder, nodes, inputs, outputs, **constants):
+def saved(folder, nodes, inputs, outputs, strict=True, **constants):
     """A model as a file.
 
     Args:
@@ -21,6 +21,7 @@ def saved(folder, nodes, inputs, outputs, **constants):
         nodes: made by `graphs.node`, in order.
         inputs: name -> shape; floats, but for "i".
         outputs: names, separated by blanks.
+        strict: whether ONNX's own inference must know all types; not where operators are not ONNX's.
         constants: name -> array, list or number; Python's floats become float32.
     """
     arrays = {name: np.asarray(value) for name, value in constants.items()}
@@ -29,12 +30,16 @@ def saved(folder, nodes, inputs, outputs, **constants):
         nodes,
         "tiny",
         [helper.make_tensor_value_info(n, INT if n == "i" else FLOAT, shape) for n, shape in inputs.items()],
-        [helper.make_empty_tensor_value_info(name) for name in outputs.split()],
+        [
+            helper.make_empty_tensor_value_info(name) if strict else helper.make_tensor_value_info(name, FLOAT, None)
+            for name in outputs.split()
+        ],
         [numpy_helper.from_array(value, name) for name, value in arrays.items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    opsets = [helper.make_opsetid("", 18), *([] if strict else [helper.make_opsetid("com.microsoft", 1)])]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     path = folder / "model.onnx"
-    onnx.save(onnx.shape_inference.infer_shapes(model, strict_mode=True), str(path))
+    onnx.save(onnx.shape_inference.infer_shapes(model, strict_mode=strict), str(path))
     return path
 
 

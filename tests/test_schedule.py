@@ -10,12 +10,12 @@ import pytest
 from structsam_export.config import ExportConfig
 from structsam_export.errors import ArtifactError, UsageError
 from structsam_export.geometry import GEOMETRIES, EncoderGeometry
+from structsam_export.job import Job
 from structsam_export.methods import METHODS, make_method, method_class
 from structsam_export.methods.base import MergeMethod
 from structsam_export.methods.mlp import MergedMLP, ResidualConsistency, make_mlp
 from structsam_export.methods.rates import Rates, parse_rate
-from structsam_export.pipeline import Job, check_names
-from structsam_export.schedule import resolve
+from structsam_export.schedule import Request, resolve
 
 B = GEOMETRIES["vit_b"]
 LOCAL = EncoderGeometry(96, 16, (6, 6), 16, 3, 2, 32, 8, (4, 4, 4))  # no global block
@@ -170,7 +170,7 @@ def test_what_a_message_says(options, expected):
     message = refused(**options)
     assert all(part in message for part in expected), message
     with pytest.raises(UsageError) as early:  # also before a model is loaded
-        check_names(ExportConfig(**options))
+        Request.of(ExportConfig(**options))
     assert str(early.value) == message
 
 

@@ -11,17 +11,19 @@ import time
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from structsam_export.backends.base import DEFAULT, Backend, BenchRunner, Engine, Profile, Runner, RunOptions, parts_of
 from structsam_export.errors import ArtifactError, MissingRuntimeError
-from structsam_export.files import disk_errors, sha256_of
+from structsam_export.files import sha256_of, staged_files
 
 if TYPE_CHECKING:
     from structsam_export.backends.base import Array
 
 # Targets -> OpenVINO's capability of a processor that computes in it, what parity calls it.
 PRECISIONS = {"f32": ("FP32", "fp32"), "bf16": ("BF16", "bf16"), "f16": ("FP16", "fp16")}
+FORM = "openvino"
 RT_INFO = ["structsam_export", "precision"]
 
 
@@ -68,9 +70,11 @@ class OpenVINORunner(Runner):
         return {name: np.array(self._request.get_tensor(port).data) for port in model for name in [self._name(port)]}
 
     def _name(self, port: Any) -> str:
-        """The name of an output; where a tensor has several, the one that was asked for."""
+        """The name of an output: its tensor may have several, of which one was asked for or was the ONNX file's."""
         names = set(port.get_names())
-        return next((name for name in self.how.outputs if name in names), port.get_any_name())
+        asked = next((name for name in self.how.outputs if name in names), None)
+        written: str = port.get_node().get_friendly_name().removesuffix("/sink_port_0")
+        return asked or (written if written in names else port.get_any_name())
 
     def close(self) -> None:
         self._request = None
@@ -124,12 +128,18 @@ class OpenVINO(Backend):
     def build(self, onnx: Path, folder: Path, part: str, target: str, profile: Profile) -> Engine:
         import openvino
 
-        model, version = read(onnx), self.version()
-        model.set_rt_info(target, RT_INFO)
+        from structsam_export.rewrite import apply_form
+
+        version = self.version()
         name = f"{part}.{self.NAME}-{version}-{target}.xml"
         path = folder / name
-        with disk_errors(folder):
-            openvino.save_model(model, str(path), compress_to_fp16=target == "f16")
+        with TemporaryDirectory(prefix="structsam-openvino-") as scratch, staged_files(folder) as partial:
+            # The same numbers, in the shapes that this runtime has kernels for.
+            formed = Path(scratch) / onnx.name
+            apply_form(onnx, formed, FORM)
+            model = read(formed)
+            model.set_rt_info(target, RT_INFO)
+            openvino.save_model(model, str(partial / name), compress_to_fp16=target == "f16")
         used = used_precision(compiled_model(read(path), target)) if target in precisions_here() else None
         size = path.stat().st_size + path.with_suffix(".bin").stat().st_size
         return Engine(name, part, self.NAME, version, target, sha256_of(path), size, {"computes_in": used})

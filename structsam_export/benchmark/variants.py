@@ -9,7 +9,7 @@ from typing import Any
 
 from structsam_export.backends import backend, bench_runners
 from structsam_export.errors import ArtifactError, UsageError, unknown_name
-from structsam_export.folder import ExportFolder, onnx_name
+from structsam_export.folder import ExportFolder
 
 EAGER = "eager"
 EAGER_TITLE = "the PyTorch model of an export folder, patched as exported (--method none: stock)"
@@ -101,11 +101,11 @@ def _in_folder(path: Path, runner: str) -> tuple[Path, Path]:
     if runner == EAGER:
         return folder.fp32_encoder(), path
     name, how = bench_runners()[runner]
-    if how.onnx:
+    onnx, pair = folder.onnx("encoder"), folder.engines_here(name)
+    if how.onnx and (pair is None or how.options.precision not in (None, pair.encoder.sm)):
         # FP16 has no kernels on a CPU: its FP32 reference runs there.
-        onnx = folder.fp32_encoder() if how.fp32 else folder.onnx("encoder")
+        onnx = folder.fp32_encoder() if how.fp32 else onnx
         return onnx, onnx
-    pair = folder.engines_here(name)
     if pair is None:
         raise ArtifactError(f"{path} has no {name} engine for this machine. Run: structsam-export build {path}")
-    return folder.verified(onnx_name("encoder")), folder.verified(pair.encoder.file)
+    return folder.fp32_encoder() if how.fp32 else onnx, folder.verified(pair.encoder.file)

@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,10 @@ def load_eager(spec: dict[str, Any]) -> tuple[Callable[[], object], Callable[[],
     if job.schedule.prompt_aware:
         shapes["boxes"] = (job.config.batch, 4)
     feed = inputs_of(shapes)
-    # Patched once, for as long as this process lives.
-    encode = encoder_call(job.loaded, job.schedule, feed.get("boxes")).__enter__()
-    return lambda: encode(feed["image"]), list
+    active = ExitStack()  # patched once, for as long as the call is held
+    encode = active.enter_context(encoder_call(job.loaded, job.schedule, feed.get("boxes")))
+
+    def call(patch: ExitStack = active) -> object:
+        return encode(feed["image"])
+
+    return call, list

@@ -44,11 +44,9 @@ def run(
     """Evaluate a model, or the files of an output folder, and the unpatched model beside it.
 
     Args:
-        config: the model in PyTorch; None with `folder`.
-        folder: an output folder of an export, or None.
-        dataset: name or folder of a data set.
+        config, folder: the model in PyTorch, or an export folder; the other one is None.
+        dataset, root: name or folder of a data set, and where data sets are kept; None: their default place.
         checkpoint: where the weights of `folder` are now; None: where they were when it was exported.
-        root: where data sets are kept; None: their default place.
         runner: one of `predictors.RUNNERS`; None: ort with a folder, else eager.
         protocol, prompt: see `evaluate`.
         output: folder of the results; default evaluations/<dataset>-<model>-<method>-...
@@ -65,18 +63,15 @@ def run(
         KeyboardInterrupt: with a message that says where finished images are.
     """
     from structsam_export.evaluate import check_names
-    from structsam_export.evaluate.predictors import DENSE, check_runner, eager_predictors, exported_predictor
-    from structsam_export.evaluate.statistics import LEVEL, RESAMPLES, SEED, summary
+    from structsam_export.evaluate.predictors import check_runner, eager_predictors, exported_predictor
     from structsam_export.evaluate.store import Store, default_folder
 
     runner = runner or ("ort" if folder else "eager")
     check_names(protocol, prompt)
     check_runner(runner)
     if folder is None and runner != "eager":
-        raise UsageError(
-            f"--runner {runner} evaluates exported files. Export first, then pass the output folder: "
-            "structsam-export evaluate FOLDER --dataset ..."
-        )
+        how = "Export first, then pass the output folder: structsam-export evaluate FOLDER --dataset ..."
+        raise UsageError(f"--runner {runner} evaluates exported files. {how}")
     chosen, samples = opened(dataset, root, limit)
     job, exported = job_of(config, folder, checkpoint)
     with ExitStack() as active:
@@ -88,20 +83,24 @@ def run(
         store = Store(place, {**facts, "models": {p.name: p.identity for p in predictors}}, force=force)
         results = watched(samples, predictors, store, protocol=protocol, prompt=prompt, skip_bad=skip_bad)
     tell(results, place)
-    report = {
-        "schema": SCHEMA,
-        **facts,
-        "runner": runner,
+    report = {"schema": SCHEMA, **facts, "runner": runner, **figures_of(results), "output": str(place)}
+    store.report(report)
+    return report
+
+
+def figures_of(results: Results) -> dict[str, Any]:
+    """What a report says of results, whatever they are of."""
+    from structsam_export.evaluate.predictors import DENSE
+    from structsam_export.evaluate.statistics import LEVEL, RESAMPLES, SEED, summary
+
+    return {
         "images": len(results.images),
         "objects": results.objects,
         "skipped": results.skipped,
         "bootstrap": {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED},
         "rows": summary(results.images, DENSE),
         "per_image": results.images,
-        "output": str(place),
     }
-    store.report(report)
-    return report
 
 
 def watched(samples: Sequence[Any], predictors: Sequence[Predictor], store: Store, **options: Any) -> Results:

@@ -40,7 +40,7 @@ RULES = {
     "reshape_chain": "structsam_export.rewrite.reshape_chain",
 }
 
-# What a graph is written for: every runtime; runtimes that know ONNX's Attention; ONNX Runtime on a CPU.
+# What a graph is written for: every runtime; runtimes that know ONNX's Attention; ONNX Runtime on a CPU; OpenVINO.
 FORMS: dict[str, dict[str, str]] = {
     "portable": {},
     "attention": {"attention_operator": "structsam_export.rewrite.attention_operator"},
@@ -48,6 +48,7 @@ FORMS: dict[str, dict[str, str]] = {
         "attention_ort": "structsam_export.rewrite.attention_ort",
         "mlp_blocks": "structsam_export.rewrite.mlp_blocks",
     },
+    "openvino": {"token_rows": "structsam_export.rewrite.token_rows"},
 }
 # Run again at the end: rules that replace indices by constants leave arithmetic on constants behind, and the rules of a
 # form leave Reshapes of Reshapes.

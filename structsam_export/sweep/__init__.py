@@ -82,10 +82,8 @@ def compare(
         loss: mIoU that the recommendation may lose, as a mean over the parts of the data set.
         latency: also time the encoders, see `latency`.
         workers: images worked on at once; None: see `parallel.workers_for`.
-        output: folder of the results; default evaluations/<dataset>-<model>-sweep. It takes further configurations, and
-            an interrupted sweep continues there.
-        force: replace results of another evaluation in `output`.
-        skip_bad: leave out images that cannot be read.
+        output: folder of the results, where a stopped sweep continues; default evaluations/<dataset>-<model>-sweep.
+        force, skip_bad: replace results of another evaluation in `output`; leave out images that cannot be read.
         notes: what was left out already.
 
     Returns:
@@ -99,35 +97,38 @@ def compare(
     """
     from structsam_export.evaluate import check_names
     from structsam_export.evaluate.command import opened, tell
-    from structsam_export.evaluate.store import Store, default_folder
     from structsam_export.sweep.grid import jobs_of
     from structsam_export.sweep.parallel import predictors_of, workers_for
     from structsam_export.sweep.rows import report_of
 
     check_names(protocol, prompt)
     chosen, every = opened(dataset, root, None)
-    samples = spread(every, limit)
-    loaded = loaded_for(configs[0])
+    samples, loaded = spread(every, limit), loaded_for(configs[0])
     jobs, more = jobs_of(configs, loaded)
     facts = {"dataset": chosen.name, "protocol": protocol, "prompt": prompt}
-    place = output or default_folder(chosen.name, configs[0].model, "sweep", protocol=protocol, prompt=prompt)
-    store = Store(place, {"sweep": True, **facts, "weights": loaded.sha256}, force=force)
+    store = store_of(facts, configs[0].model, loaded, output, force=force)
     names = {"protocol": protocol, "prompt": prompt}
     results = filled(samples, jobs, loaded, store, workers or workers_for(loaded, len(samples)), skip_bad, names)
-    tell(results, place)
+    tell(results, store.folder)
     times = latencies(predictors_of(jobs, loaded), samples, results, store) if latency else None
-    report = {
-        "schema": SCHEMA,
-        **facts,
-        "model": configs[0].model,
-        "sha256": loaded.sha256,
-        "limit": limit,
-        **report_of(results, jobs, loaded.geometry, times, loss),
-        "notes": [*notes, *more],
-        "output": str(place),
-    }
+    about = {"model": configs[0].model, "sha256": loaded.sha256, "limit": limit, "notes": [*notes, *more]}
+    found = report_of(results, jobs, loaded.geometry, times, loss)
+    report = {"schema": SCHEMA, **facts, **about, **found, "output": str(store.folder)}
     store.report(report)
     return report
+
+
+def store_of(facts: dict[str, str], model: str, loaded: LoadedModel, output: Path | None, *, force: bool) -> Store:
+    """The folder of a sweep's results, which takes further configurations of the same weights.
+
+    Raises:
+        UsageError, OutputError: see `Store`.
+    """
+    from structsam_export.evaluate.store import Store, default_folder
+
+    options = {name: facts[name] for name in ("protocol", "prompt")}
+    place = output or default_folder(facts["dataset"], model, "sweep", **options)
+    return Store(place, {"sweep": True, **facts, "weights": loaded.sha256}, force=force)
 
 
 def loaded_for(config: ExportConfig) -> LoadedModel:

@@ -20,6 +20,7 @@ from structsam_export.validate.stages import Reference, Stage, StageFiles, run_s
 if TYPE_CHECKING:
     from structsam_export.backends.base import Runner
     from structsam_export.folder import ExportFolder
+    from structsam_export.roles import Plan
 
 # A stage passes if all gates of its precision hold: error relative to the largest value of the embedding, masks, and
 # decisions apart from ties. FP16's are what published TensorRT engines of SAM reach; BF16 has three bits less.
@@ -112,16 +113,16 @@ def check_stages(reference: Reference, folder: ExportFolder) -> Validation:
         free = {"eager": reference.eager} | {f.name: run_stage(reference, f, batch, given=False) for f in files}
         given = {}
         for f in files:
-            if tells(reference, free[f.name]) and not same_decisions(reference, reference.eager, free[f.name]):
+            if tells(reference, free[f.name]) and not same_decisions(reference.eager, free[f.name], reference.plans):
                 given[f.name] = run_stage(reference, f, batch, given=True)
     precisions = {"onnx": precision}
     if pair is not None:
         precisions["engine"] = pair.backend.precision(pair.encoder, precision)
     parity = {}
     for name, before in before_each(list(free), pair).items():
-        both = given.get(before, free[before]), given.get(name, free[name])
-        pairs = (free[before], free[name]), both
-        parity[name] = compare(reference, before, *pairs, precision=precisions.get(name, "fp32"))
+        pair_of = free[before], free[name]
+        equal = (given.get(before, free[before]), given.get(name, free[name])) if {before, name} & set(given) else None
+        parity[name] = compare(reference, before, pair_of, equal, precision=precisions.get(name, "fp32"))
     executed = (pair.encoder.file, pair.decoder.file) if pair is not None else ()
     stages = {"dense": reference.dense, **free}
     return Validation(reference, stages, parity, quality(reference), executed=executed)
@@ -202,13 +203,13 @@ def compare(
     """
     found: dict[str, Any] = numbers(*free)
     decides = bool(reference.names) and all(tells(reference, stage) for stage in free)
-    found |= agreements(reference, *free) if decides else {"decision_agreement": None}
+    found |= agreements(*free, reference.plans) if decides else {"decision_agreement": None}
     tied: dict[str, Any] | None = None
-    if decides and equal is not None and equal != free and not same_decisions(reference, *free):
+    if decides and equal is not None and not same_decisions(*free, reference.plans):
         found["free_running"] = {
             key: found[key] for key in ("max_rel", "mask_iou_mean", "mask_iou_min", "decision_agreement")
         }
-        found |= {**numbers(*equal), **agreements(reference, *equal)}
+        found |= {**numbers(*equal), **agreements(*equal, reference.plans)}
         first, second = ([first_image(o) for o in stage.outputs] for stage in equal)
         tied = ties(reference.decisions, first, second, NOISE[precision])
     gates, agreed = GATES[precision], found["decision_agreement"]
@@ -243,16 +244,16 @@ def numbers(first: Stage, second: Stage) -> dict[str, Any]:
     }
 
 
-def agreements(reference: Reference, first: Stage, second: Stage) -> dict[str, Any]:
+def agreements(first: Stage, second: Stage, plans: Mapping[str, type[Plan]]) -> dict[str, Any]:
     """Share of equal decisions, overall and by name."""
     pairs = [first_image(o) for o in first.outputs], [first_image(o) for o in second.outputs]
-    by_name = agreement(*pairs, reference.plans)
+    by_name = agreement(*pairs, plans)
     return {"decision_agreement": float(np.mean(list(by_name.values()))), "decision_agreement_by_name": by_name}
 
 
-def same_decisions(reference: Reference, first: Stage, second: Stage) -> bool:
+def same_decisions(first: Stage, second: Stage, plans: Mapping[str, type[Plan]]) -> bool:
     """Whether two stages decided alike everywhere."""
-    return all(share == 1 for share in agreements(reference, first, second)["decision_agreement_by_name"].values())
+    return all(share == 1 for share in agreements(first, second, plans)["decision_agreement_by_name"].values())
 
 
 def quality(reference: Reference) -> dict[str, Any]:

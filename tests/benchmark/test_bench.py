@@ -193,7 +193,8 @@ def test_eager_is_the_patched_model(demo, demo_folder):
     from structsam_export.job import Job
 
     spec = {"file": str(demo_folder), "threads": torch.get_num_threads()}
-    got = torch.as_tensor(load_eager(spec)[0]())
+    call, _ = load_eager(spec)
+    got = torch.as_tensor(call())
     image = torch.as_tensor(inputs_of({"image": (1, 3, 512, 512)})["image"])
     encoder = demo.sam.image_encoder
     with torch.no_grad():
@@ -329,7 +330,7 @@ def test_command_prints_a_table(command, tmp_path, monkeypatch):
         (["nowhere", "--baselines", "--runner", "ort-cpu", "--runner", "eager"], 2, "runner 'eager'"),
         (["a.onnx", "nowhere", "--baselines"], 5, "nowhere does not exist"),
         (["a.onnx", "--baselines"], 5, "output folder"),
-        (["a.onnx", "--runner", "eager"], 5, "needs an output folder"),
+        (["a.onnx", "--runner", "eager"], 5, "needs an export folder"),
         (["corrupt.onnx"], 5, "corrupt.onnx cannot be run"),
         (["foreign.onnx"], 5, "its inputs are pixels [1, 3, 96, 96]"),
         (["a.onnx", "--runner", "tensorrt-rtx"], 4, ""),
@@ -337,7 +338,7 @@ def test_command_prints_a_table(command, tmp_path, monkeypatch):
     ],
 )
 def test_command_refuses(command, tmp_path, monkeypatch, arguments, code, message):
-    monkeypatch.setattr("structsam_export.build.has_gpu", lambda: False)
+    monkeypatch.setattr("structsam_export.backends.cuda._device", lambda: None)
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
     save(SMALL, tmp_path / "a.onnx")
     save(outer_product(4, 4, name="pixels"), tmp_path / "foreign.onnx")

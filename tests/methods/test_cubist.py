@@ -13,13 +13,12 @@ from conftest import tiny_encoder
 from graphs import run
 
 from structsam_export.errors import UsageError
-from structsam_export.methods.cubist import (
+from structsam_export.methods.cubist import Cubist, GridPlan
+from structsam_export.methods.lines import (
     FROM_LEFT,
     FROM_RIGHT,
     LEFT,
     RIGHT,
-    Cubist,
-    GridPlan,
     line_joins,
     line_slots,
     merge_lines,

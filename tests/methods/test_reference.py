@@ -173,7 +173,7 @@ MIXED_CASES = [
 
 @pytest.mark.parametrize(("key", "where", "rate", "compat"), SMALL_CASES)
 def test_decides_as_the_reference(key, where, rate, compat):
-    x = features(LAYOUTS[where].grid, images=1 if where == "sam-window" else 2)
+    x = features(LAYOUTS[where].shape, images=1 if where == "sam-window" else 2)
     assert_as_reference(key, where, rate, compat, x, open_share(key))
 
 
@@ -197,7 +197,7 @@ def test_pitome_orders_as_the_reference(where, rate, compat):
 @each_default
 @pytest.mark.parametrize("where", ["demo-global", "demo-window"])
 def test_decides_as_the_reference_among_tokens_that_are_much_alike(key, where):
-    x = features(LAYOUTS[where].grid, alike=True)
+    x = features(LAYOUTS[where].shape, alike=True)
     assert_as_reference(key, where, 0.5, None, x, open_share(key))
 
 
@@ -206,7 +206,7 @@ def test_decides_as_the_reference_among_tokens_that_are_much_alike(key, where):
 def test_decides_as_the_reference_where_pads_are_odd(key, where, rate, compat):
     # As published, a cell of one real token and three pads scores as low as one of pads.
     share = max(open_share(key), 0.02 if compat else 0)
-    assert_as_reference(key, where, rate, compat, features(MIXED[where].grid, images=2), share)
+    assert_as_reference(key, where, rate, compat, features(MIXED[where].shape, images=2), share)
 
 
 @pytest.mark.parametrize("mean", [0, 3])

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
+import onnxruntime as ort
+import pytest
 from graphs import node
 from precision_graphs import saved
 
@@ -43,3 +47,20 @@ def test_weights_beside_the_file_are_used_where_they_are(tmp_path):
     x = np.eye(1, 256, dtype=np.float32)
     assert calibrate(path, [{"x": x}]) == {"x": 1, "y": float(np.abs(weight[0]).max())}
     assert {p.name: p.stat().st_size for p in tmp_path.iterdir()} == before
+
+
+def test_no_file_is_left_where_a_session_cannot_be_made(tmp_path, monkeypatch):
+    path = saved(tmp_path, [node("MatMul", "x w", "y")], {"x": [1, 256]}, "y", w=np.ones((256, 256), np.float32))
+    onnx.save(onnx.load(str(path)), str(path), save_as_external_data=True, location="model.onnx.data")
+    seen = []
+
+    def refuse(source, *args, **kwargs):
+        seen.append(Path(source).name)
+        raise RuntimeError("no session")
+
+    monkeypatch.setattr(ort, "InferenceSession", refuse)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="no session"):
+            calibrate(path, [])
+    assert len(set(seen)) == 2, "the name cannot be foreseen"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]

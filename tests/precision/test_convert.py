@@ -12,7 +12,7 @@ from precision_graphs import casts, computes_in, converted, saved, session, type
 from structsam_export import rewrite as rewriting
 from structsam_export.errors import PrecisionError
 from structsam_export.precision import casts as casting
-from structsam_export.precision import convert, fake_quantised
+from structsam_export.precision import convert, fake_quantised, low_types
 
 RNG = np.random.default_rng(0)
 W = RNG.standard_normal((8, 8)).astype(np.float32)
@@ -173,17 +173,21 @@ def test_underflow_is_noted(tmp_path):
     assert converted(path, "bf16")[1].underflow == {}
 
 
+def branches(op="Relu", domain=""):
+    """An If, both branches of which apply an operator to x of the graph around them."""
+    value = helper.make_tensor_value_info("z", TensorProto.FLOAT, [2])
+    nodes = [helper.make_node(op, ["x"], ["m"], name="inner", domain=domain), helper.make_node("Neg", ["m"], ["z"])]
+    branch = helper.make_graph(nodes, "b", [], [value])
+    return helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)
+
+
 def refused_graphs():
-    value = helper.make_tensor_value_info
-    branch = helper.make_graph([helper.make_node("Relu", ["x"], ["z"])], "b", [], [value("z", TensorProto.FLOAT, [2])])
-    yield "a subgraph", helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch), TensorProto.FLOAT
-    yield (
-        "operator of 'com.microsoft'",
-        helper.make_node("Gelu", ["x"], ["y"], domain="com.microsoft"),
-        TensorProto.FLOAT,
-    )
+    gelu = helper.make_node("Gelu", ["x"], ["y"], name="outer", domain="com.microsoft")
+    yield "'outer' is Gelu, an operator of 'com.microsoft'", gelu, TensorProto.FLOAT
+    yield "'inner' is Gelu, an operator of 'com.microsoft'", branches("Gelu", "com.microsoft"), TensorProto.FLOAT
     yield "FLOAT16 already", helper.make_node("Relu", ["x"], ["y"]), TensorProto.FLOAT16
     yield "is not known", helper.make_node("NoSuchOperator", ["x"], ["y"]), TensorProto.FLOAT
+    yield "is not known", branches("NoSuchOperator"), TensorProto.FLOAT
 
 
 @pytest.mark.parametrize(("said", "made", "elem"), refused_graphs(), ids=lambda v: v if isinstance(v, str) else "")
@@ -196,3 +200,58 @@ def test_refused(tmp_path, said, made, elem):
     with pytest.raises(PrecisionError, match=said):
         convert(path, tmp_path / "out.onnx", "fp16")
     assert not (tmp_path / "out.onnx").exists()
+
+
+def test_subgraphs_stay_float32_and_read_float32(tmp_path):
+    """What they capture is cast back, and a constant that 16-bit nodes read, too, is there in both types."""
+    value = helper.make_tensor_value_info
+    branch = helper.make_graph(
+        [helper.make_node("MatMul", ["h", "w"], ["m"]), helper.make_node("Add", ["m", "shift"], ["z"])],
+        "b", [], [value("z", TensorProto.FLOAT, [4, 8])],
+        [numpy_helper.from_array(np.full(8, 1 / 3, np.float32), "shift")],
+    )  # fmt: skip
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], name="make_h"),
+        helper.make_node("Equal", ["i", "one"], ["c"]),
+        helper.make_node("If", ["c"], ["y0"], name="make_y0", then_branch=branch, else_branch=branch),
+        helper.make_node("Relu", ["y0"], ["y"], name="make_y"),
+    ]
+    path = saved(tmp_path, nodes, {"x": [4, 8], "i": [1]}, "y", w=W, one=np.array([1]))
+    model, result = converted(path)
+    onnx.checker.check_model(model, full_check=True)
+    assert [(o.node, o.why) for o in result.offenders] == [("make_y0", "the subgraph of If computes in FP32")]
+    assert computes_in(model) == {"h": "fp16", "y": "fp16"}
+    kinds = {t.name: t.data_type for t in model.graph.initializer}
+    assert sorted(elem for name, elem in kinds.items() if name.startswith("w")) == [1, 10]
+    assert ("h", "h.fp32") in casts(model)
+    x = RNG.standard_normal((4, 8)).astype(np.float32)
+    half, w16 = x.astype(np.float16).astype(np.float32), W.astype(np.float16).astype(np.float32)
+    expected = np.maximum((half @ w16).astype(np.float16).astype(np.float32) @ W + np.float32(1 / 3), 0)
+    for made in both(path):
+        np.testing.assert_allclose(made.run(None, {"x": x, "i": np.array([1])})[0], expected, atol=2e-2)
+
+
+@pytest.mark.parametrize("kind", ["fp16", "bf16"])
+def test_operators_outside_onnx_by_their_declaration(tmp_path, kind):
+    """Two in a row, of which no type is recorded in the file."""
+    attend = {"domain": "com.microsoft", "num_heads": 2, "scale": 1.0}
+    nodes = [
+        node("MatMul", "x w", "q"),
+        node("MultiHeadAttention", "q q q", "a", **attend),
+        node("MultiHeadAttention", "a q a", "b", **attend),
+        node("LayerNormalization", "b one", "y"),
+    ]
+    path = saved(tmp_path, nodes, {"x": [1, 4, 8]}, "y", strict=False, w=W, one=np.ones(8, np.float32))
+    model, result = converted(path, kind)
+    low = low_types(model)
+    assert {"q", "a", "b"} <= low.keys() and result.fp32 == {"norm": 1} and result.offenders == ()
+    # x down to 16 bits, b up to the norm.
+    assert [(n.input[0], n.output[0]) for n in model.graph.node if n.op_type == "Cast"] == [
+        ("x", f"x.{kind}"), ("b", "b.fp32"),
+    ]  # fmt: skip
+    x = RNG.standard_normal((1, 4, 8)).astype(np.float32)
+    fake_quantised(path.with_name(f"{kind}.onnx"), tmp_path / "fake.onnx")
+    runnable = [tmp_path / "fake.onnx", *([path.with_name("fp16.onnx")] if kind == "fp16" else [])]
+    exact, *made = (session(p).run(None, {"x": x})[0] for p in (path, *runnable))
+    for found in made:
+        assert 0 < np.abs(exact - found).max() < (0.02 if kind == "fp16" else 0.2)

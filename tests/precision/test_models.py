@@ -10,13 +10,14 @@ import pytest
 from graphs import traced
 from precision_graphs import casts, session, types
 
-from structsam_export.build import build_engine, decoder_profile, installed
+from structsam_export.backends import backend
+from structsam_export.folder import OUTPUTS
 from structsam_export.methods import make_method
 from structsam_export.models import load_model
 from structsam_export.patch import patched
-from structsam_export.pipeline import OUTPUTS
 from structsam_export.precision import calibrate, convert, fake_quantised
 from structsam_export.rewrite import rewrite
+from structsam_export.runtime.prompts import decoder_profile
 from structsam_export.trace import trace_decoder, trace_encoder
 
 CASES = [("none", None), ("structsam", "cell"), ("structsam", "bsm"), ("tome", None), ("cubist", None)]
@@ -53,7 +54,7 @@ def test_policy_on_every_kind_of_merging(tiny):
     # Two down and two up in each of three blocks; the neck's two convolutions, one of its norms between.
     assert result.casts == 3 * 4 + 4
     assert result.offenders == ()
-    assert set(result.fp32) <= {"decision", "norm", "stem", "residual", "layout"}
+    assert set(result.fp32) <= {"decision", "norm", "stem", "residual", "movement"}
 
 
 def test_no_value_is_cast_there_and_back(tiny):
@@ -96,7 +97,7 @@ def test_file_has_half_the_size(demo):
         assert all(share < 1e-4 and "folded" in name for name, share in result.underflow.items())
 
 
-@pytest.mark.skipif(not installed("tensorrt-rtx"), reason="TensorRT-RTX is not installed")
+@pytest.mark.skipif(not backend("tensorrt-rtx").installed(), reason="TensorRT-RTX is not installed")
 @pytest.mark.parametrize("kind", ["fp16", "bf16"])
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
 def test_engines_build_and_their_norms_are_float32(demo, tmp_path, part, kind):
@@ -104,9 +105,8 @@ def test_engines_build_and_their_norms_are_float32(demo, tmp_path, part, kind):
 
     path = demo / f"{part}.{kind}.onnx"
     convert(demo / f"{part}.onnx", path, kind)
-    engine = build_engine(
-        path, tmp_path, part, "tensorrt-rtx", "sm86", decoder_profile(512, 16) if part == "decoder" else {}
-    )
+    profile = decoder_profile(512, 16) if part == "decoder" else {}
+    engine = backend("tensorrt-rtx").build(path, tmp_path, part, "sm86", profile)
     assert engine.bytes > 1_000_000
     builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))

@@ -137,7 +137,7 @@ def test_merging_between_a_sum_and_a_norm_keeps_fp32(tmp_path):
     assert sorted(made for made, _ in casts(converted(path)[0])) == ["branch", "n", "n0", "x", "y.fp16"]
 
 
-def test_layout_that_a_decision_shares_with_low_precision_keeps_fp32(tmp_path):
+def test_movement_that_a_decision_shares_with_low_precision_keeps_fp32(tmp_path):
     nodes = [
         node("LayerNormalization", "x one", "n"),
         node("Transpose", "n", "turned", perm=[1, 0]),
@@ -146,7 +146,7 @@ def test_layout_that_a_decision_shares_with_low_precision_keeps_fp32(tmp_path):
         node("MatMul", "rows w", "y"),
     ]
     path = saved(tmp_path, nodes, {"x": [8, 8]}, "y", one=ONE, w=W)
-    assert kept(path) == {"n": "norm", "turned": "layout", "best": "decision"}
+    assert kept(path) == {"n": "norm", "turned": "movement", "best": "decision"}
     model, _ = converted(path)
     assert [made for made, _ in casts(model)] == ["turned", "y.fp16"]
 

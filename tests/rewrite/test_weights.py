@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from structsam_export import rewrite as rewriting
-from structsam_export.rewrite import rewrite, weights
+from structsam_export.rewrite import FORMS, apply_form, rewrite, weights
 
 
 @pytest.fixture
@@ -71,12 +71,31 @@ def test_a_data_file_is_a_copy_that_onnx_reads(source, tmp_path, monkeypatch):
     np.testing.assert_array_equal(result(tmp_path / "out.onnx"), result(source))
 
 
-def test_names_read_in_bodies_of_loops_are_read():
-    """Whatever the depth: a loop in a loop, and a name that only it knows."""
-    inner = helper.make_graph([helper.make_node("Add", ["c", "deep"], ["d"])], "inner", [], [])
-    loop = helper.make_node("Scan", ["b"], ["c"], body=inner, num_scan_inputs=1)
-    outer = helper.make_graph([helper.make_node("Neg", ["shallow"], ["b"]), loop], "outer", [], [])
-    top = [helper.make_node("Scan", ["x"], ["y"], body=outer, num_scan_inputs=1), helper.make_node("Neg", ["y"], ["z"])]
-    graph = helper.make_graph(top, "top", [], [])
-    assert weights.names_read(graph) == {"x", "y", "shallow", "b", "c", "deep"}
-    assert weights.names_read(helper.make_graph([], "empty", [], [])) == set()
+@pytest.mark.parametrize(("limit", "beside"), [(1 << 30, False), (0, True)], ids=["inline", "beside"])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_form_alone_keeps_the_weights(source, tmp_path, monkeypatch, form, limit, beside):
+    """Into another file and into the same one; weights that come to lie inside leave no file behind."""
+    monkeypatch.setattr(weights, "LARGE", 1000)
+    monkeypatch.setattr(rewriting, "INLINE_LIMIT", limit)
+    expected, stored = result(source), (tmp_path / "source.onnx.data").read_bytes()
+    assert apply_form(source, tmp_path / "out.onnx", form).nodes == 2
+    beside = beside or form == "portable"  # which has nothing to do, and copies
+    assert (tmp_path / "out.onnx.data").exists() is beside
+    apply_form(source, source, form)
+    assert (tmp_path / "source.onnx.data").exists() is beside
+    if beside:
+        assert (tmp_path / "source.onnx.data").read_bytes() == stored
+    np.testing.assert_array_equal(result(source), expected)
+    (tmp_path / "source.onnx.data").unlink(missing_ok=True)
+    np.testing.assert_array_equal(result(tmp_path / "out.onnx"), expected)
+
+
+def test_the_portable_form_of_a_small_file_is_a_copy(source, tmp_path):
+    """Also over an earlier file, whose weights were beside it."""
+    small, out = tmp_path / "small.onnx", tmp_path / "out.onnx"
+    onnx.save(onnx.load(str(source)), str(small))
+    apply_form(source, out, "portable")
+    apply_form(small, out, "portable")
+    assert out.read_bytes() == small.read_bytes() and not (tmp_path / "out.onnx.data").exists()
+    apply_form(small, small, "portable")
+    assert out.read_bytes() == small.read_bytes()

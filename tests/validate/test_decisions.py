@@ -41,7 +41,7 @@ from structsam_export.validate.decisions import (
     unstable,
 )
 from structsam_export.validate.parity import compare, same_decisions
-from structsam_export.validate.stages import Stage, Validation, decisions_for
+from structsam_export.validate.stages import Inputs, Reference, Stage, decisions_for
 
 LINE = WindowGrid((2, 4))  # ToMe: tokens 0, 2, 4, 6 join one of 1, 3, 5, 7
 NAME = "plan.0"
@@ -481,17 +481,14 @@ def stage_of(plan, embedding=1.0, mask=64, batch=1):
     return Stage("made", [{"image_embeddings": np.repeat(made, batch, 0)} | repeated], [drawn], [0.1])
 
 
-def judged(stage, given=None, decision=None, **options):
-    """The row that `compare` writes for a stage against PyTorch's."""
+def judged(stage, given=None, decision=None):
+    """The row of a report for a stage against PyTorch's."""
     decision = decision or tome_decision(DEGREES)
-    reference = stage_of(decision.plan)
+    eager = stage_of(decision.plan)
     names = [f"{NAME}.{part}" for part in MergePlan.PARTS]
-    found = Validation([], [], {"eager": reference, "onnx": stage}, (0,), names, PLANS, [{NAME: decision}], **options)
-    if given is not None:
-        found.given = {"eager": reference, "onnx": given}
-    compare(found, "onnx", "eager")
-    assert found.passed == found.parity["onnx"]["passed"]
-    return found.parity["onnx"]
+    reference = Reference(Inputs([], [], 64), eager, eager, (0,), names, PLANS, [{NAME: decision}])
+    equal = None if given is None else (eager, given)
+    return compare(reference, "eager", (eager, stage), equal).to_dict()
 
 
 @pytest.fixture
