@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import shared_traces
 from PIL import Image
 
 from structsam_export.catalogue import catalogue, markdown
@@ -177,14 +178,17 @@ def test_the_readme_fits_on_three_screens_and_has_a_picture():
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """Encoder and decoder of the demo model as traced, nothing merged."""
+    """An export of the demo model, nothing merged: its folder, and the model itself."""
+    from structsam_export.config import ExportConfig
     from structsam_export.models import load_model
-    from structsam_export.trace import trace_decoder, trace_encoder
+    from structsam_export.pipeline import rewrite_folder, trace_only
 
-    folder, sam = tmp_path_factory.mktemp("onnx"), load_model("demo").sam
-    trace_encoder(sam.image_encoder, sam.image_encoder.img_size, folder / "encoder.onnx")
-    trace_decoder(sam, folder / "decoder.onnx")
-    return folder, sam
+    folder = tmp_path_factory.mktemp("onnx") / "none"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("structsam_export.pipeline.trace_stage", shared_traces.trace_stage)
+        trace_only(ExportConfig(method="none", precision="fp32", backend="none"), folder)
+    rewrite_folder(folder)
+    return folder, load_model("demo").sam
 
 
 def test_tensors_are_those_of_the_table(exported):

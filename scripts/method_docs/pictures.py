@@ -7,6 +7,7 @@ the demo model: groups of merged tokens in their mean colour and outlined, every
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from method_docs.encoder import demo_on, encode
@@ -55,7 +56,8 @@ def shot(loaded: LoadedModel, photo: Photo, ready: Prepared, config: ExportConfi
     key = next((k for k in (f"plan.{BLOCK}", *decisions) if k in decisions), None)
     if key is None:  # nothing depends on the image: ask the method itself
         grid = geometry.window_grid(BLOCK)
-        plan = schedule.method.plan(None, grid, 1)
+        method: Any = schedule.method
+        plan = method.plan(None, grid, 1)
     else:
         plan, grid = decisions[key].plan, geometry.window_grid(int(key.split(".")[1]))
     made = token_map(ready, photo.image, plan.token_groups(grid))
