@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from structsam_export.errors import ArtifactError
 from structsam_export.rewrite.subgraphs import names_read
 
 # Smaller tensors (index tables, relative positions) are loaded, so that constants can be folded.
