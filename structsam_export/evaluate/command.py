@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from structsam_export.config import ExportConfig
-from structsam_export.console import console, progress
+from structsam_export.console import note, progress
 from structsam_export.errors import BadInputError, UsageError
 from structsam_export.evaluate.metrics import METRICS
 from structsam_export.files import atomic
@@ -143,7 +143,7 @@ def spectral(
         rows = compare(job.loaded, methods, layers, [sample.image() for sample in samples], say)
     left_out = [i for i in layers if job.loaded.geometry.window_grid(i).tokens > LARGEST]
     if left_out:
-        console().print(f"Blocks {left_out} left out: more than {LARGEST} tokens in an attention call.")
+        note(f"Blocks {left_out} left out: more than {LARGEST} tokens in an attention call.")
     facts = {"dataset": chosen.name, "images": len(samples), "rate": job.schedule.rate}
     return {"schema": SCHEMA, **facts, "layers": layers, "left_out": left_out, "rows": rows}
 
@@ -182,7 +182,7 @@ def tell(results: Results, place: Path) -> None:
     """Say on stderr what the table does not."""
     lines = [f"{results.reused} images taken from {place}"] if results.reused else []
     for line in (*lines, *(f"skipped {bad['name']}: {bad['why']}" for bad in results.skipped)):
-        console().print(line, markup=False, soft_wrap=True)  # names may look like markup, and are to be copied
+        note(line)
 
 
 def table(report: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
