@@ -47,9 +47,15 @@ class Sample:
         names = self.mask_names(len(stored))
         size = self.size()
         if stored.shape[1:] != size:
+            cure = "Save the mask at the image's size."
+            if stored.shape[:0:-1] == size and self.sideways():
+                cure = (
+                    "The mask has the size of the image as stored: it was drawn without turning it. Turn the mask, "
+                    "too, or remove the image's EXIF orientation."
+                )
             raise DatasetError(
                 f"{names[0]} is {stored.shape[2]} x {stored.shape[1]} pixels, but its image is {size[1]} x {size[0]}"
-                " (after turning it as its EXIF says). Save the mask at the image's size."
+                f" (after turning it as its EXIF says). {cure}"
             )
         if not len(stored):
             raise DatasetError(f"{names[0]} has no object: every pixel is background. Take it out of the set.")
@@ -90,6 +96,10 @@ class Sample:
         """(H, W) of the image."""
         h, w = self.image().shape[:2]
         return h, w
+
+    def sideways(self) -> bool:
+        """Whether the image is stored with width and height swapped, and turned by its EXIF orientation."""
+        return False
 
     def mask_names(self, count: int) -> Sequence[str]:
         """What messages call the masks, `count` of them, at least one."""
