@@ -20,7 +20,7 @@ dataset_options = options(
         "--protocol", default="sam", show_default=True, help="sam, or samhq (stretched images, as published)."
     ),
     click.option("--prompt", default="box", show_default=True, help="box or point, taken from the true masks."),
-    click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be read, and list them."),
+    click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be used, and list them."),
     click.option(
         "--output", type=click.Path(path_type=Path), help="Results folder. Default: evaluations/<dataset>-..."
     ),
