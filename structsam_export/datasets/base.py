@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
@@ -111,11 +112,11 @@ class Sample:
 
 
 class Dataset:
-    """A named, sorted list of samples."""
+    """A named, sorted list of samples; `notes` says what was left out of them, a sentence each."""
 
-    def __init__(self, name: str, samples: Iterable[Sample]) -> None:
+    def __init__(self, name: str, samples: Iterable[Sample], notes: Iterable[str] = ()) -> None:
         """Sort the samples by name and make names unique and safe as file names."""
-        self.name = name
+        self.name, self.notes = name, tuple(notes)
         self._samples = with_safe_names(samples)
 
     def __len__(self) -> int:
@@ -173,6 +174,14 @@ def own_folder(name: str, root: Path | None) -> Path:
     if root is None:
         raise UsageError(f"Dataset '{name}' needs its folder: pass the folder itself in place of the name.")
     return root
+
+
+@cache
+def say(line: str) -> None:
+    """Say on stderr, once, what is left out although it was only found while an image was read."""
+    from structsam_export.console import note
+
+    note(line)
 
 
 def few(names: Iterable[str]) -> str:

@@ -90,6 +90,15 @@ def photo_size(path: Path) -> tuple[int, int]:
     return image_size(path, "Image", DatasetError)
 
 
+def is_lying(path: Path) -> bool:
+    """Whether a photo is stored with width and height swapped, and turned by its EXIF orientation.
+
+    Raises:
+        DatasetError: missing or undecodable.
+    """
+    return is_sideways(path, "Image", DatasetError)
+
+
 @contextmanager
 def _mask(path: Path, what: str) -> Iterator[Image]:
     """A decoded mask or label image, turned as its own EXIF says.
@@ -183,7 +192,7 @@ class PictureSample(Sample):
         return photo_size(self.photo)
 
     def sideways(self) -> bool:
-        return is_sideways(self.photo, "Image", DatasetError)
+        return is_lying(self.photo)
 
     def stored(self) -> np.ndarray:
         if self.labels:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from structsam_export.job import Job
 
 SCHEMA = 1
+NOTES = 20  # of a data set, shown
 
 
 def run(
@@ -158,6 +159,8 @@ def opened(dataset: str, root: Path | None, limit: int | None) -> tuple[Dataset,
 
     found = open_dataset(dataset, root)
     samples = list(found.samples())[:limit]
+    for line in (*found.notes[:NOTES], *([f"... and {len(found.notes) - NOTES} more"] if found.notes[NOTES:] else [])):
+        note(line)
     if not samples:
         raise BadInputError(f"Data set {dataset} has no images. Check the folder, or pass another --dataset.")
     return found, samples
