@@ -87,6 +87,49 @@ def test_training_checkpoints_are_unwrapped(tmp_path, wrap):
     assert not any(v.requires_grad for v in state.values())
 
 
+SAM_LIKE = {EMBED: torch.ones(2, 3, 1, 1), "mask_decoder.iou_token.weight": torch.ones(1)}
+
+
+@pytest.mark.parametrize("wrapper", ["model_state", "net", "network", "sam", "ema", "params"])
+@pytest.mark.parametrize("prefix", ["", "model.", "sam.", "_orig_mod.", "module.model.", "model._orig_mod.", "my.own."])
+def test_wrappers_and_prefixes_of_training_scripts(tmp_path, wrapper, prefix):
+    torch.save({wrapper: {f"{prefix}{k}": v for k, v in SAM_LIKE.items()}, "epoch": 3}, tmp_path / "w.pth")
+    assert_same(read_state_dict(tmp_path / "w.pth"), SAM_LIKE)
+    save_file({f"{prefix}{k}": v for k, v in SAM_LIKE.items()}, tmp_path / "w.safetensors")
+    assert read_state_dict(tmp_path / "w.safetensors").keys() == SAM_LIKE.keys()
+
+
+@pytest.mark.parametrize("part", ["_orig_mod.", "module."])
+def test_parts_that_were_wrapped(tmp_path, part):
+    state = {k.replace(".", f".{part}", 1): v for k, v in SAM_LIKE.items()}
+    torch.save(state, tmp_path / "w.pth")
+    assert_same(read_state_dict(tmp_path / "w.pth"), SAM_LIKE)
+
+
+def test_weights_win_over_what_lies_beside_them(tmp_path):
+    torch.save({**SAM_LIKE, "state": {"lr": torch.ones(1)}, "model": {"x": torch.ones(1)}}, tmp_path / "w.pth")
+    assert_same(read_state_dict(tmp_path / "w.pth"), SAM_LIKE)
+
+
+def test_plain_values_beside_weights(tmp_path):
+    import argparse
+    import pathlib
+
+    import numpy as np
+
+    beside = {
+        "args": argparse.Namespace(lr=0.1, out=pathlib.Path("a"), nested={"x": np.float64(2)}),
+        "best": np.float64(0.5),
+        "epoch": np.int32(3),
+        "losses": np.arange(3.0),
+        "rng": np.random.default_rng(0).integers(0, 9, 4),
+        "names": np.array(["a", "b"]),
+    }
+    for zipped in (True, False):
+        torch.save({"model": SAM_LIKE, **beside}, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+        assert_same(read_state_dict(tmp_path / "w.pth"), SAM_LIKE)
+
+
 def test_a_prefix_on_some_keys_only_stays(tmp_path):
     torch.save({"module.a": torch.ones(1), "b": torch.ones(1)}, tmp_path / "w.pth")
     assert list(read_state_dict(tmp_path / "w.pth")) == ["module.a", "b"]
@@ -199,6 +242,80 @@ def test_a_dict_inside_itself(tmp_path):
     refused(tmp_path / "w.pth", "no tensors")
 
 
+def odd_tensors():
+    """Name of a kind of tensor, how to make one, and what is said of it."""
+    return [
+        ("sparse", lambda: torch.eye(3).to_sparse(), "not dense"),
+        ("csr", lambda: torch.eye(3).to_sparse_csr(), "not dense"),
+        ("meta", lambda: torch.ones(3, device="meta"), "without values"),
+        ("quantised", lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8), "quantised"),
+        ("nested", lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), "nested"),
+        ("huge", lambda: torch.ones(1).expand(2**31), "the file holds 4 bytes"),
+        ("huge stride", lambda: torch.ones(3).as_strided((1 << 13, 1 << 13), (0, 0)), "the file holds 12 bytes"),
+    ]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", [EMBED, "pixel_mean", "\x1b[31m\nodd"])
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(("make", "words"), [case[1:] for case in odd_tensors()], ids=[c[0] for c in odd_tensors()])
+def test_odd_tensors_are_refused_without_touching_them(tmp_path, make, words, zipped, name):
+    try:
+        torch.save({**SAM_LIKE, name: make()}, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+    except Exception as error:
+        pytest.skip(f"cannot be saved: {error}")
+    with pytest.raises(CheckpointError) as caught:
+        read_state_dict(tmp_path / "w.pth")
+    said = str(caught.value)
+    assert "\x1b" not in said
+    assert words in said or "damaged" in said or "pickled" in said  # torch.load itself may refuse
+    assert (tmp_path / "w.pth").stat().st_size < 20_000
+
+
+def test_a_shape_that_the_file_does_not_hold(tmp_path):
+    torch.save({**SAM_LIKE, "pixel_mean": torch.ones(1).expand(2**31)}, tmp_path / "w.pth")
+    refused(tmp_path / "w.pth", "pixel_mean is of shape (2147483648,), while the file holds 4 bytes of it")
+
+
+def test_numbers_of_four_bits(tmp_path):
+    import json
+
+    head = json.dumps({"a": {"dtype": "F4", "shape": [2, 2], "data_offsets": [0, 2]}}).encode()
+    (tmp_path / "w.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + b"\0\0")
+    with pytest.raises(CheckpointError):
+        load_into(build_demo(), read_state_dict(tmp_path / "w.safetensors"), tmp_path / "w.safetensors", "demo")
+    head = head.replace(b'"F4"', b'"F3"')
+    (tmp_path / "w.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + b"\0\0")
+    refused(tmp_path / "w.safetensors")
+
+
+def test_sharded_weights_are_named(tmp_path):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text('{"metadata": {"total_size": 5}, "weight_map": {"a": "model-00001-of-00002.safetensors"}}')
+    refused(index, "is the index of sharded weights")
+    refused(tmp_path, "is a folder of sharded weights")
+
+
+def test_a_small_file_that_unpacks_to_a_huge_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("structsam_export.models.checkpoint.BOMB", 1000)
+    with zipfile.ZipFile(tmp_path / "w.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("w/data.pkl", b"\0" * 1_000_000)
+    refused(tmp_path / "w.pth", "would unpack")
+
+
+@pytest.mark.parametrize("make", ["loop", "pipe", "long", "zero"])
+def test_what_is_no_file(make, tmp_path):
+    import os
+
+    path = tmp_path / {"long": "a" * 300, "zero": "a\0b"}.get(make, "w.pth")
+    if make == "loop":
+        path.symlink_to(path)
+    elif make == "pipe":
+        os.mkfifo(path)
+    with pytest.raises(CheckpointError, match="cannot be read|no regular file|no path"):
+        read_state_dict(path)
+
+
 # --- fitting a model --------------------------------------------------------------------------------------------
 
 
@@ -272,6 +389,36 @@ def test_missing_unexpected_and_wrong_shapes_are_listed(sam, weights, tmp_path):
         "1 of another shape: image_encoder.pos_embed: checkpoint (1, 64, 64, 192) vs model (1, 32, 32, 192)\n"
         in message
     )
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        ("mask_decoder.hf_token.weight", "SAM-HQ, whose decoder is not supported. Its encoder is SAM's own"),
+        ("image_encoder.blocks.0.attn.qkv.linear_a_q.weight", "LoRA weights (as SAMed's). Merge them"),
+        ("image_encoder.blocks.0.attn.qkv.lora_A", "LoRA weights"),
+        ("image_encoder.blocks.0.MLP_Adapter.D_fc1.weight", "adapters"),
+    ],
+)
+def test_relatives_are_named(sam, weights, tmp_path, extra, words):
+    assert f"It looks like SAM{'' if extra[0] == 'm' else ' with'}" in (
+        message := misfit(sam, {**weights, extra: torch.zeros(1)}, tmp_path)
+    ).replace("SAM-HQ", "SAM")
+    assert words in message
+
+
+def test_saved_lora_alone_is_named(sam, tmp_path):
+    assert "LoRA weights (as SAMed's)" in misfit(sam, {f"w_a_{i:03}": torch.zeros(1) for i in range(4)}, tmp_path)
+
+
+def test_positions_of_another_image_size_are_said_in_words(sam, weights, tmp_path):
+    message = misfit(sam, {**weights, "image_encoder.pos_embed": torch.zeros(1, 16, 16, 192)}, tmp_path)
+    assert "trained on images of 256 x 256 px, the model takes 512 x 512. Resize its position embeddings" in message
+
+
+def test_other_numbers_for_constants(sam, weights, tmp_path):
+    for odd in (torch.zeros(3, dtype=torch.complex64), torch.zeros(3, dtype=torch.int64), torch.zeros(10**6)):
+        assert "pixel_std" in misfit(sam, {**weights, "pixel_std": odd}, tmp_path)
 
 
 def test_an_unknown_width_is_a_shape_not_a_hint(sam, weights, tmp_path):
