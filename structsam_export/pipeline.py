@@ -26,6 +26,7 @@ from structsam_export.folder import (
     raw_name,
 )
 from structsam_export.job import Job, photos_for
+from structsam_export.reading import content_errors
 
 if TYPE_CHECKING:
     from structsam_export.backends.base import Backend
@@ -136,10 +137,11 @@ def precision_stage(folder: ExportFolder, inputs: Inputs | None = None) -> None:
     source, name, results = folder.fp32_encoder(), onnx_name("encoder"), folder.manifest.results
     counts, graph = dict(results.rewrite), dict(results.graph)
     skipped = dict(results.rewrite_skipped)
-    with stage(f"{config.precision}: calibrate, {len(inputs.photos)} photos"):
+    with stage(f"{config.precision}: calibrate, {len(inputs.photos)} photos"), content_errors(source):
         amax = calibrate(source, inputs.feeds(config.batch))
     with stage(f"encoder in {config.precision}"), staged_files(folder.path) as partial:
-        made = convert(source, partial / name, config.precision, amax)  # type: ignore[arg-type]
+        with content_errors(source):
+            made = convert(source, partial / name, config.precision, amax)  # type: ignore[arg-type]
         formed = apply_form(partial / name, partial / name, config.form)
         low = low_types(onnx.load(str(partial / name), load_external_data=False))
     for node in made.offenders:

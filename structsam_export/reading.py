@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from structsam_export.errors import BadInputError, shortened
+from structsam_export.errors import ArtifactError, BadInputError, StructSAMError, shortened
 
 NOT_THERE = "does not exist. Check the path."
 
@@ -70,3 +70,24 @@ def read_bytes(path: Path, what: str, kind: type[BadInputError], missing: str = 
     check_file(path, what, kind, missing)
     with read_errors(path, what, kind, missing):
         return path.read_bytes()
+
+
+@contextmanager
+def content_errors(path: Path) -> Iterator[None]:
+    """Turn what a library says of a graph of an output folder into an `ArtifactError`; the cause is kept.
+
+    Libraries raise whatever a damaged or hostile graph leads to. Errors of ours, of the system and of memory pass.
+
+    Raises:
+        ArtifactError: the graph cannot be used.
+    """
+    try:
+        yield
+    except (StructSAMError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        lines = str(error).strip().splitlines()
+        why = f"{type(error).__name__}: {shortened(lines[0])}" if lines else type(error).__name__
+        raise ArtifactError(f"{path} cannot be used ({why}). Export again with --force.") from error

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from structsam_export.backends.base import DEFAULT, Backend, BenchRunner, Engine, Profile, Runner, RunOptions
 from structsam_export.errors import MissingRuntimeError, UsageError
+from structsam_export.reading import content_errors
 
 if TYPE_CHECKING:
     from structsam_export.backends.base import Array
@@ -42,7 +43,8 @@ class SessionRunner(Runner):
         if self.how.profile is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(self.how.profile / "profile")
-        self._session = ort.InferenceSession(str(self.path), options, providers=[PROVIDERS[self.how.provider]])
+        with content_errors(self.path):
+            self._session = ort.InferenceSession(str(self.path), options, providers=[PROVIDERS[self.how.provider]])
         self.inputs = {
             i.name: tuple(n if isinstance(n, int) else 0 for n in i.shape) for i in self._session.get_inputs()
         }
@@ -50,7 +52,8 @@ class SessionRunner(Runner):
     def infer(self, feed: Mapping[str, Array]) -> dict[str, Array]:
         names = [o.name for o in self._session.get_outputs()]
         began = time.perf_counter()
-        values = self._session.run(names, dict(feed))
+        with content_errors(self.path):
+            values = self._session.run(names, dict(feed))
         self.seconds = time.perf_counter() - began
         return dict(zip(names, values))
 

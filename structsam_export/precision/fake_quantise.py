@@ -8,6 +8,7 @@ from typing import Any
 from structsam_export.precision.calibrate import MOVES
 from structsam_export.precision.inference import tensor_types
 from structsam_export.precision.typed import replace_nodes
+from structsam_export.reading import content_errors
 from structsam_export.rewrite.subgraphs import bodies
 
 FLOAT = 1  # onnx.TensorProto.FLOAT
@@ -24,13 +25,18 @@ def fake_quantised(source: Path, target: Path) -> None:
     Args:
         source: file of `convert`, or what `rewrite.apply_form` made of it.
         target: file to write, in the same folder if weights lie beside `source`.
+
+    Raises:
+        ArtifactError: no ONNX, or a graph that cannot be changed.
     """
     import onnx
 
     from structsam_export.files import disk_errors
+    from structsam_export.rewrite.weights import load
 
-    model = onnx.load(str(source), load_external_data=False)
-    fake_quantise(model.graph, low_types(model))
+    model = load(source)
+    with content_errors(source):
+        fake_quantise(model.graph, low_types(model))
     with disk_errors(target.parent):
         onnx.save(model, str(target))
 

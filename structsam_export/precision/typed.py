@@ -85,7 +85,9 @@ def read(path: Path) -> TypedGraph:
     """
     import onnx
 
-    model = onnx.load(str(path), load_external_data=False)
+    from structsam_export.rewrite.weights import load
+
+    model = load(path)
     constants_as_initialisers(model.graph)
     refuse(model, path)
     constants = {t.name: t for t in model.graph.initializer}

@@ -17,6 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from structsam_export.reading import content_errors
 from structsam_export.rewrite.results import Fired, Rewritten
 
 if TYPE_CHECKING:
@@ -112,12 +113,17 @@ def apply_form(source: Path, target: Path, form: str) -> Rewritten:
 
     if FORMS[form]:
         return rewritten_file(source, target, lambda graph: run_in_order(graph, (*FORMS[form], *AGAIN_AFTER_FORM)))
-    nodes = copy_file(source, target)
+    with content_errors(source):
+        nodes = copy_file(source, target)
     return Rewritten({}, (), nodes, nodes)
 
 
 def rewritten_file(source: Path, target: Path, change: Callable[[gs.Graph], Rewritten]) -> Rewritten:
-    """Let `change` have the graph of a file, without its large weights, and write the result."""
+    """Let `change` have the graph of a file, without its large weights, and write the result.
+
+    Raises:
+        ArtifactError: no ONNX, or a graph that cannot be rewritten.
+    """
     import onnx_graphsurgeon as gs
 
     from structsam_export.rewrite.match import errors_only
@@ -125,11 +131,12 @@ def rewritten_file(source: Path, target: Path, change: Callable[[gs.Graph], Rewr
 
     model = load(source)
     before = len(model.graph.node)
-    weights = detach(model, source.parent)
-    with errors_only():
-        graph = gs.import_onnx(model)
-    made = change(graph)
-    model = gs.export_onnx(graph)
-    attach(model, weights)
-    save(model, source, target, INLINE_LIMIT)
+    with content_errors(source):
+        weights = detach(model, source.parent)
+        with errors_only():
+            graph = gs.import_onnx(model)
+        made = change(graph)
+        model = gs.export_onnx(graph)
+        attach(model, weights)
+        save(model, source, target, INLINE_LIMIT)
     return replace(made, nodes_before=before, nodes=len(model.graph.node))

@@ -9,6 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from structsam_export import rewrite as rewriting
+from structsam_export.errors import ArtifactError
 from structsam_export.rewrite import FORMS, apply_form, rewrite, weights
 
 
@@ -99,3 +100,80 @@ def test_the_portable_form_of_a_small_file_is_a_copy(source, tmp_path):
     assert out.read_bytes() == small.read_bytes() and not (tmp_path / "out.onnx.data").exists()
     apply_form(small, small, "portable")
     assert out.read_bytes() == small.read_bytes()
+
+
+def hostile():
+    """(name, model) of graphs that no exporter writes."""
+    float_, node = TensorProto.FLOAT, helper.make_node
+    x, y = (helper.make_tensor_value_info(n, float_, [2, 64]) for n in "xy")
+
+    def model(nodes, weights=(), inputs=(x,), outputs=(y,), **options):
+        graph = helper.make_graph(list(nodes), "g", list(inputs), list(outputs), list(weights))
+        opsets = options.pop("opset_imports", [helper.make_opsetid("", 18)])
+        return helper.make_model(graph, opset_imports=opsets, ir_version=10, **options)
+
+    def pointing(location, **more):
+        tensor = TensorProto(name="w", data_type=float_, dims=[64], data_location=TensorProto.EXTERNAL)
+        for key, value in ({"location": location} | more).items():
+            tensor.external_data.add(key=key, value=str(value))
+        return model([node("Add", ["x", "w"], ["y"])], [tensor])
+
+    short = TensorProto(name="w", data_type=float_, dims=[64], raw_data=b"123")
+    kinds = TensorProto(name="w", data_type=99, dims=[64])
+    negative = TensorProto(name="w", data_type=float_, dims=[-5])
+    huge = TensorProto(name="w", data_type=float_, dims=[1 << 40, 1 << 20])
+    return {
+        "empty": onnx.ModelProto(),
+        "no nodes": model([]),
+        "cycle": model([node("Add", ["x", "b"], ["a"]), node("Relu", ["a"], ["b"]), node("Relu", ["b"], ["y"])]),
+        "missing input": model([node("Add", ["x", "nowhere"], ["y"])]),
+        "short weights": model([node("Add", ["x", "w"], ["y"])], [short]),
+        "unknown type": model([node("Add", ["x", "w"], ["y"])], [kinds]),
+        "negative": model([node("Add", ["x", "w"], ["y"])], [negative]),
+        "huge": model([node("Add", ["x", "w"], ["y"])], [huge]),
+        "unknown operator": model([node("NoSuch", ["x"], ["y"])]),
+        "odd Reshape": model([node("Reshape", ["x", "x"], ["y"])]),
+        "no opset": model([node("Relu", ["x"], ["y"])], opset_imports=[]),
+        "upwards": pointing("../secret"),
+        "absolute": pointing("/etc/hostname"),
+        "no location": pointing(""),
+        "not there": pointing("gone.data"),
+        "link": pointing("link.data"),
+        "another file": pointing("real.data"),
+        "beyond the end": pointing("encoder.raw.onnx.data", offset=1 << 40, length=256),
+    }
+
+
+@pytest.mark.parametrize("name", hostile())
+def test_hostile_graphs_are_rewritten_or_refused(name, tmp_path):
+    """Whatever libraries say of them; and nothing outside the folder is read."""
+    (tmp_path / "secret").write_bytes(b"\1" * 256)
+    place = tmp_path / "folder"
+    place.mkdir()
+    (place / "real.data").write_bytes(b"\1" * 256)
+    (place / "encoder.raw.onnx.data").write_bytes(b"\1" * 256)
+    (place / "link.data").symlink_to(tmp_path / "secret")
+    path = place / "encoder.raw.onnx"
+    path.write_bytes(hostile()[name].SerializeToString())
+    outside = name in ("upwards", "absolute", "no location", "not there", "link")
+    for call in (
+        lambda: rewrite(path, place / "out.onnx", keep_outputs=("y",)),
+        lambda: apply_form(path, place / "form.onnx", "ort-cpu"),
+        lambda: apply_form(path, place / "copy.onnx", "portable"),
+    ):
+        try:
+            call()
+        except ArtifactError as error:
+            assert str(path) in str(error) and (not outside or "no plain file beside it" in str(error))
+        else:
+            assert not outside
+
+
+@pytest.mark.parametrize("name", ["cycle", "missing input", "unknown operator", "short weights", "upwards"])
+def test_hostile_graphs_do_not_run(name, tmp_path):
+    from structsam_export.backends import backend
+
+    path = tmp_path / "encoder.onnx"
+    path.write_bytes(hostile()[name].SerializeToString())
+    with pytest.raises(ArtifactError, match="cannot be used"), backend("onnxruntime").runner(path, "x"):
+        pass
