@@ -86,6 +86,9 @@ def rewrite(source: Path, target: Path, *, keep_outputs: tuple[str, ...], form: 
         target: file to write; weights beyond protobuf's limit stay outside, in `<target>.data`.
         keep_outputs: graph outputs of the result. Merging uses the other ones (the plans), so their tensors stay.
         form: what to write the graph for, of FORMS. Only for graphs that stay FP32; others take it by `apply_form`.
+
+    Raises:
+        ArtifactError: the file is no ONNX.
     """
 
     def change(graph: gs.Graph) -> Rewritten:
@@ -115,13 +118,12 @@ def apply_form(source: Path, target: Path, form: str) -> Rewritten:
 
 def rewritten_file(source: Path, target: Path, change: Callable[[gs.Graph], Rewritten]) -> Rewritten:
     """Let `change` have the graph of a file, without its large weights, and write the result."""
-    import onnx
     import onnx_graphsurgeon as gs
 
     from structsam_export.rewrite.match import errors_only
-    from structsam_export.rewrite.weights import attach, detach, save
+    from structsam_export.rewrite.weights import attach, detach, load, save
 
-    model = onnx.load(str(source), load_external_data=False)
+    model = load(source)
     before = len(model.graph.node)
     weights = detach(model, source.parent)
     with errors_only():

@@ -10,10 +10,26 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from structsam_export.errors import ArtifactError
 from structsam_export.rewrite.subgraphs import names_read
 
 # Smaller tensors (index tables, relative positions) are loaded, so that constants can be folded.
 LARGE = 1 << 20
+
+
+def load(path: Path) -> Any:
+    """An ONNX file without what lies beside it, as an `onnx.ModelProto`.
+
+    Raises:
+        ArtifactError: the file is no ONNX.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        return onnx.load(str(path), load_external_data=False)
+    except DecodeError as error:
+        raise ArtifactError(f"{path} is no ONNX file ({error}). Export again with --force.") from error
 
 
 def detach(model: Any, base: Path) -> list[Any]:
@@ -87,7 +103,7 @@ def copy_file(source: Path, target: Path) -> int:
     """Copy an ONNX file whose weights may lie in `<source>.data`, which may be `target` itself; its number of nodes."""
     import onnx
 
-    model = onnx.load(str(source), load_external_data=False)
+    model = load(source)
     if any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer):
         save(model, source, target, 0)
     elif target.resolve() != source.resolve():

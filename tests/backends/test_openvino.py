@@ -50,8 +50,9 @@ def test_decisions_are_told_where_they_are_asked_for(encoder, tmp_path):
         told = runner.infer(FEED)
     with backend("onnxruntime").runner(encoder, "reference") as reference:
         want = reference.infer(FEED)
-    assert set(told) == set(want) and len(told) > 3
-    assert all(np.array_equal(told[name], want[name]) for name in names[1:])
+    # Sources are not used by cells, so that the graph no longer holds them.
+    assert {f"plan.{i}.{part}" for i in range(3) for part in ("pos", "slot")} <= set(told) <= set(want)
+    assert all(np.array_equal(told[name], want[name]) for name in told if name != "image_embeddings")
 
 
 def test_a_precision_this_processor_lacks_is_refused(encoder, monkeypatch):
