@@ -13,7 +13,7 @@ SCHEMA = 1
 PRECISIONS = ("auto", "fp16", "fp32", "bf16")
 BACKENDS = ("auto", "tensorrt", "tensorrt-rtx", "none")
 # What the encoder's graph is written for; `rewrite.FORMS` holds the rules of each.
-FORMS = ("portable", "attention", "ort-cpu")
+FORMS = ("portable", "attention", "ort-cpu", "openvino")
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class ExportConfig:
     a quarter of the depth on); `params` are the method's own parameters as (name, value) pairs; `precision` "auto"
     becomes fp16, or fp32 where that would not do; `target` is a comma list of sm86, sm89, ... or "current", or "auto"
     (this GPU, else sm86,sm89); `form` is what the graph is written for: "portable", "attention" (ONNX's operator,
-    opset 23) or "ort-cpu" (ONNX Runtime on a CPU, FP32).
+    opset 23), "ort-cpu" (ONNX Runtime on a CPU, FP32) or "openvino" (ONNX's operators in the shapes OpenVINO likes).
     """
 
     model: str = "demo"

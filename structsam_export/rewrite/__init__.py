@@ -31,7 +31,7 @@ RULES = {
 }
 
 # What a graph is written for beyond that: every runtime; runtimes that know ONNX's Attention; ONNX Runtime on a CPU;
-# OpenVINO.
+# OpenVINO, whose graphs run everywhere too.
 FORMS: dict[str, dict[str, str]] = {
     "portable": {},
     "attention": {"attention_operator": "structsam_export.rewrite.attention_operator"},
