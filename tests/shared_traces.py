@@ -23,7 +23,7 @@ own_stage, own_decoder, own_export = pipeline.trace_stage, trace.trace_decoder, 
 
 @wraps(own_export)
 def export_without_coverage(*arguments, **options):
-    """`torch.onnx.export`; coverage's tracer more than doubles its time, and what it runs of ours runs elsewhere too."""
+    """`torch.onnx.export`; coverage's tracer more than doubles its time, and what it runs of ours runs elsewhere."""
     tracer = sys.gettrace()
     sys.settrace(None)
     gc.disable()  # a tenth of the time

@@ -37,7 +37,7 @@ ENCODERS = {"ImageEncoderViT": lambda: tiny_encoder(image=(96, 96)), "ToyEncoder
 each_host = pytest.mark.parametrize("name", ENCODERS)
 each_method = pytest.mark.parametrize("method", [name for name in METHODS if name != "none"])
 # Tracing takes seconds. All methods are traced in tests/rewrite and tests/test_export.py.
-one_of_each_kind = pytest.mark.parametrize("method", ["structsam", "tome", "sparsesam", "cubist"])
+one_of_each_kind = pytest.mark.parametrize("method", ["none", "structsam", "tome", "sparsesam", "cubist"])
 POLICIES = {"residual-consistency": ResidualConsistency(0.5), "merge": MergedMLP()}
 
 
@@ -187,7 +187,7 @@ def test_a_patch_decides_what_it_announces_and_is_reversible(name, method, mlp):
 
 
 @each_host
-@one_of_each_kind
+@each_method
 def test_plans_settle_every_token_of_every_image(name, method):
     encoder = ENCODERS[name]()
     geometry = geometry_of(encoder)
@@ -273,7 +273,7 @@ def exported(encoder):
         return onnx.load(path)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@one_of_each_kind
 @each_host
 def test_onnx_runtime_computes_and_decides_what_pytorch_does(name, method):
     names, want, found = traced(name, method)
