@@ -8,6 +8,12 @@ from structsam_export.backends import backend, tensorrt
 from structsam_export.errors import UsageError
 
 
+@pytest.fixture(autouse=True)
+def polygraphy_is_rtxs():
+    """A test process uses one of both, and this is the one that is installed."""
+    tensorrt.use_tensorrt(rtx=True)
+
+
 def test_timings_are_shared_by_all_builds_on_one_gpu(tmp_path, monkeypatch):
     monkeypatch.setenv("STRUCTSAM_CACHE", str(tmp_path / "cache"))
     own = backend("tensorrt")
@@ -22,7 +28,6 @@ def test_timings_are_shared_by_all_builds_on_one_gpu(tmp_path, monkeypatch):
 
 def test_rtx_is_asked_for_the_chosen_gpu(monkeypatch):
     own = backend("tensorrt-rtx")
-    tensorrt.use_tensorrt(rtx=True)
     config, options, more = own.builder_config("sm120", "sm120", None, None)
     assert (options, more) == ({"strongly_typed": True, "target": "sm120"}, {})
     assert config.compute_capabilities == [(12, 0)]
