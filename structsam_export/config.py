@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from structsam_export.backends import BACKENDS
-from structsam_export.errors import ArtifactError, UsageError, unknown_name
+from structsam_export.errors import ArtifactError, UsageError, shortened, unknown_name
+from structsam_export.reading import read_bytes
 from structsam_export.rewrite import FORMS
+from structsam_export.schema import Misfit, check
 
 SCHEMA = 1
+LARGEST_BATCH = 1024
+LONGEST_NAME = 150  # bytes of a default folder's name, which gets endings for temporary files
 PRECISIONS = ("auto", "fp16", "fp32", "bf16")
 # Forms that only some backends build (none: they are run as ONNX).
 BUILT_BY: dict[str, tuple[str, ...]] = {"ort-cpu": ()}
+OPTIONAL_TEXT = (str, None)
+# `ExportConfig` as a manifest has it.
+PLAIN: dict[Any, Any] = {
+    **dict.fromkeys(("model", "method", "mlp", "precision", "backend", "target", "form"), str),
+    **dict.fromkeys(("checkpoint", "variant", "layers", "compat"), OPTIONAL_TEXT),
+    "rate": (float, str, None),
+    "mlp_density": (float, None),
+    "opset": int,
+    "batch": int,
+    "prompt_aware": bool,
+    "images": [str],
+    "params": [[str]],
+}
 
 
 @dataclass(frozen=True)
@@ -49,12 +67,16 @@ class ExportConfig:
     images: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.checkpoint == "" or "" in self.images:
+            raise UsageError("The path of the checkpoint or of an image is empty. Pass one, or leave it away.")
         if self.precision not in PRECISIONS:
             raise UsageError(f"Precision '{self.precision}' is not available. Choose from: {', '.join(PRECISIONS)}.")
         if self.backend not in ("auto", "none", *BACKENDS):
             raise unknown_name("backend", self.backend, ("auto", *BACKENDS, "none"))
-        if self.batch < 1:
-            raise UsageError(f"Batch {self.batch} is not a number of images. Pass --batch 1 or more.")
+        if not 1 <= self.batch <= LARGEST_BATCH:
+            raise UsageError(
+                f"Batch {shortened(self.batch)} is not a number of images. Pass --batch 1 to {LARGEST_BATCH}."
+            )
         if not 18 <= self.opset <= 23:
             raise UsageError(f"Opset {self.opset} is not supported. Pass --opset 18 to 23.")
         self._check_form()
@@ -98,7 +120,12 @@ class ExportConfig:
             parts.append(f"mlp_{self.mlp}" + (f"{self.mlp_density * 100:g}" if self.mlp_density is not None else ""))
         shown = f"{rate * 100:g}" if isinstance(rate, float) else rate.replace(",", "+").replace(":", "@")
         form = () if self.form == "portable" else (self.form,)
-        return "-".join([*parts, f"r{shown}", self.precision, *form])
+        ending = f"-{'-'.join([f'r{shown}', self.precision, *form])}"
+        name = "-".join(parts) + ending
+        if len(name.encode()) <= LONGEST_NAME:
+            return name
+        short = hashlib.sha256(name.encode()).hexdigest()[:12]  # file systems end names at 255 bytes
+        return f"{self.model}-{self.method}-{short}-{'-'.join([self.precision, *form])}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, with the schema's version."""
@@ -106,31 +133,41 @@ class ExportConfig:
         return {"schema": SCHEMA, **asdict(self), "images": list(self.images), "params": params}
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> ExportConfig:
+    def from_dict(cls, data: Any) -> ExportConfig:
         """Inverse of `to_dict`.
 
         Raises:
-            ArtifactError: written by another version of this program.
+            ArtifactError: written by another version of this program, or by something else.
         """
-        known = {f.name for f in fields(cls)}
-        values = {k: v for k, v in data.items() if k != "schema"}
-        if data.get("schema") != SCHEMA or set(values) - known:
-            raise ArtifactError(
-                f"This configuration has schema {data.get('schema')}; this version reads schema {SCHEMA}. Export again."
-            )
-        params = tuple((key, value) for key, value in values.get("params", ()))
-        return cls(**{**values, "images": tuple(values.get("images", ())), "params": params})
+        try:
+            check(data, dict, "the configuration")
+            schema, values = data.get("schema"), {k: v for k, v in data.items() if k != "schema"}
+            unknown = set(values) - {f.name for f in fields(cls)}
+            if schema != SCHEMA or isinstance(schema, bool) or unknown:
+                raise ArtifactError(
+                    f"This configuration has schema {shortened(schema)}; this version reads schema {SCHEMA}. Export "
+                    "again."
+                )
+            check(values, PLAIN, "config")
+            if not all(len(pair) == 2 for pair in values.get("params", ())):
+                raise Misfit("config.params is no list of pairs")
+            pairs = tuple((key, value) for key, value in values.get("params", ()))
+            return cls(**{**values, "images": tuple(values.get("images", ())), "params": pairs})
+        except (Misfit, UsageError) as error:
+            raise ArtifactError(f"The configuration cannot be used: {error}. Export again with --force.") from error
 
 
 def read_json(path: Path) -> Any:
     """Parse a JSON file of ours.
 
     Raises:
-        ArtifactError: missing or not JSON.
+        ArtifactError: missing, unreadable or not JSON.
     """
+    missing = f"is missing. Is {shortened(path.parent)} an output folder of structsam-export?"
+    data = read_bytes(path, "File", ArtifactError, missing)
     try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError):  # the latter where a file was given for a folder
-        raise ArtifactError(f"{path} is missing. Is {path.parent} an output folder of structsam-export?") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise ArtifactError(f"{path} is damaged ({error}). Export again with --force.") from None
+        return json.loads(data.decode("utf-8"))
+    except RecursionError:
+        raise ArtifactError(f"{path} is damaged (nested too deeply). Export again with --force.") from None
+    except ValueError as error:  # no JSON, no UTF-8, or a number of thousands of digits
+        raise ArtifactError(f"{path} is damaged ({shortened(error)}). Export again with --force.") from None

@@ -1,4 +1,8 @@
-"""Progress and messages on stderr, so that stdout stays free for `--json`."""
+"""Progress and messages on stderr, so that stdout stays free for `--json`.
+
+Whatever comes from a file or from the command line goes to a terminal through `printable` (plain text), `markup` (a
+part of a line of rich's), `echo` (a line on stdout) or `note` (a line on stderr).
+"""
 
 from __future__ import annotations
 
@@ -20,8 +24,45 @@ def console() -> Console:
     if _console is None:
         from rich.console import Console
 
-        _console = Console(stderr=True, highlight=False)
+        _console = Console(stderr=True, highlight=False, emoji=False)
     return _console
+
+
+def printable(text: object) -> str:
+    """Text as a terminal may have it: line breaks and tabs stay, other control and format characters are spelt out.
+
+    So are halves of surrogate pairs, which Python makes of file names that are not UTF-8 and which cannot be printed.
+    """
+    import unicodedata
+
+    shown = str(text)
+    if shown.isascii() and shown.isprintable():
+        return shown
+
+    def spelt(character: str) -> str:
+        kept = character.isprintable() or character in "\n\t" or unicodedata.category(character) == "Zs"
+        return character if kept else character.encode("unicode_escape").decode("ascii")
+
+    return "".join(spelt(character) for character in shown)
+
+
+def markup(text: object) -> str:
+    """`printable` for a line with rich's markup: brackets are brackets."""
+    from rich.markup import escape
+
+    return escape(printable(text))
+
+
+def echo(text: object = "") -> None:
+    """A line on stdout, `printable`."""
+    import click
+
+    click.echo(printable(text))
+
+
+def note(text: object) -> None:
+    """A line on stderr, `printable`, without markup and not broken: names in it are to be copied."""
+    console().print(printable(text), markup=False, soft_wrap=True)
 
 
 def interrupt(*_: object) -> None:
@@ -50,11 +91,12 @@ def stage(title: str) -> Iterator[Callable[[str], None]]:
 
     began = time.perf_counter()
     stop_if_interrupted()
+    title = markup(title)
     with console().status(f"{title} ...") as status:
 
         def say(progress: str) -> None:
             stop_if_interrupted()
-            status.update(f"{title} {progress} ...")
+            status.update(f"{title} {markup(progress)} ...")
 
         yield say
     stop_if_interrupted()
@@ -67,7 +109,7 @@ def progress(*, download: bool = False) -> Iterator[Progress]:
     from rich import progress as rich_progress
 
     columns: list[rich_progress.ProgressColumn] = [
-        rich_progress.TextColumn("{task.description}"),
+        rich_progress.TextColumn("{task.description}", markup=False),
         rich_progress.BarColumn(),
     ]
     if download:

@@ -24,6 +24,7 @@ import difflib
 from collections.abc import Iterable
 
 INTERRUPTED = 130
+LONGEST = 200  # characters of a value in a message
 
 
 class StructSAMError(Exception):
@@ -38,12 +39,18 @@ class UsageError(StructSAMError):
     exit_code = 2
 
 
+def shortened(text: object) -> str:
+    """A value for a message: the beginning of a long one."""
+    shown = str(text)
+    return shown if len(shown) <= LONGEST else f"{shown[:LONGEST]}... ({len(shown)} characters)"
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
     """The error for a name that is in no registry: suggests the closest one and lists all."""
     known = list(known)
-    close = difflib.get_close_matches(name, known, 1)
+    close = difflib.get_close_matches(name[:LONGEST], known, 1)
     hint = f" Did you mean '{close[0]}'?" if close else ""
-    return UsageError(f"Unknown {kind} '{name}'.{hint} Known {kind}s: {', '.join(known)}.")
+    return UsageError(f"Unknown {kind} '{shortened(name)}'.{hint} Known {kind}s: {', '.join(known)}.")
 
 
 class ParityError(StructSAMError):

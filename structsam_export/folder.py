@@ -18,11 +18,14 @@ from typing import Any
 from structsam_export.backends import EnginePair, choose_engines
 from structsam_export.backends.base import Engine
 from structsam_export.config import ExportConfig, read_json
-from structsam_export.errors import ArtifactError, UsageError
+from structsam_export.errors import ArtifactError, UsageError, shortened
 from structsam_export.files import atomic, disk_errors, sha256_of
+from structsam_export.manifest import PARTS as PARTS
+from structsam_export.manifest import check_manifest
+from structsam_export.reading import check_file
+from structsam_export.schema import Misfit
 
 MANIFEST = "manifest.json"
-PARTS = ("encoder", "decoder")
 OUTPUTS = {"encoder": ("image_embeddings",), "decoder": ("low_res_masks", "iou_predictions")}
 REPORT, PAGE = "report.json", "report.html"
 # Files that lie beside another one and are nothing without it: an ONNX file's weights, an OpenVINO model's.
@@ -57,7 +60,9 @@ def bare(name: object, where: Path) -> str:
         ArtifactError: not text, or a path.
     """
     if not isinstance(name, str) or name in ("", ".", "..") or set(name) & {"/", "\\", "\0"}:
-        raise ArtifactError(f"{where} names a file {name!r}, which is no plain file name. Export again with --force.")
+        raise ArtifactError(
+            f"{where} names a file {shortened(repr(name))}, which is no plain file name. Export again with --force."
+        )
     return name
 
 
@@ -108,18 +113,21 @@ class Manifest:
         """
         data = read_json(path)
         try:
-            manifest = cls(
+            check_manifest(data)
+            for name in [*data["files"], *(engine["file"] for engine in data["engines"])]:
+                bare(name, path)
+            return cls(
                 config=ExportConfig.from_dict(data["config"]),
                 engines=[Engine.from_dict(engine) for engine in data["engines"]],
                 results=Results(**data["results"]),
                 **{k: data[k] for k in ("model", "versions", "files")},
             )
-            names = [*manifest.files, *(engine.file for engine in manifest.engines)]
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ArtifactError(f"{path} lacks {error}. Export again with --force.") from None
-        for name in names:
-            bare(name, path)
-        return manifest
+        except Misfit as error:
+            raise ArtifactError(f"{path} cannot be used: {error}. Export again with --force.") from None
+        except TypeError:
+            raise ArtifactError(f"{path} holds results of another version. Export again with --force.") from None
+        except ArtifactError as error:
+            raise ArtifactError(f"{path}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as in the file."""
@@ -146,6 +154,18 @@ class ExportFolder:
             ArtifactError: no manifest, or not ours.
         """
         return cls(path, Manifest.read(path / MANIFEST))
+
+    @property
+    def geometry(self) -> dict[str, Any]:
+        """The sizes of the model's encoder, as plain values (`EncoderGeometry.from_dict`).
+
+        Raises:
+            ArtifactError: the manifest has none.
+        """
+        found: dict[str, Any] = self.manifest.model.get("geometry") or {}
+        if not found:
+            raise ArtifactError(f"{self.path / MANIFEST} has no geometry of the model. Export again with --force.")
+        return found
 
     @property
     def config(self) -> ExportConfig:
@@ -199,6 +219,7 @@ class ExportFolder:
             path = self.path / part
             if not path.exists():
                 raise ArtifactError(f"{path} is listed in the manifest but missing. Export again with --force.")
+            check_file(path, "File", ArtifactError)
             if sha256_of(path) != files[part]["sha256"]:
                 raise ArtifactError(
                     f"{path} was changed after the manifest was written (SHA-256 differs). Restore it, or export again "

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from structsam_export.config import ExportConfig
 from structsam_export.console import console, stage
 from structsam_export.environment import versions
-from structsam_export.errors import ArtifactError
+from structsam_export.errors import ArtifactError, UsageError
 from structsam_export.folder import ExportFolder, Manifest
 from structsam_export.schedule import Request, Schedule
 
@@ -62,7 +62,8 @@ class Job:
         # OpenVINO types the graph itself.
         asked = "fp32" if config.precision == "auto" and config.backend == "openvino" else config.precision
         precision = schedule.precision(asked, config.form)
-        if config.precision == "auto" and precision == "fp32" and schedule.fp16_changes_decisions:
+        free = asked == "auto" and config.form != "ort-cpu"  # whether FP16 would have been possible
+        if free and precision == "fp32" and schedule.fp16_changes_decisions:
             console().print(
                 f"[yellow]FP32[/yellow]: decisions of {config.method} {schedule.method.variant} do not survive FP16; "
                 "pass --precision fp16 for all the same."
@@ -83,8 +84,11 @@ class Job:
         """
         config = folder.config
         where, photos = checkpoint or config.checkpoint, tuple(images) or config.images
-        job = cls.prepare(replace(config, checkpoint=where, images=photos))
-        exported = folder.manifest.model["sha256"]
+        try:
+            job = cls.prepare(replace(config, checkpoint=where, images=photos))
+        except UsageError as error:  # names and rates of the manifest, not of the command line
+            raise ArtifactError(f"The configuration of {folder.path} cannot be used: {error}") from error
+        exported = str(folder.manifest.model.get("sha256"))
         if job.loaded.sha256 != exported:
             raise ArtifactError(
                 f"{job.loaded.checkpoint} is not the checkpoint {folder.path} was exported from "

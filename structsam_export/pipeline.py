@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from structsam_export.backends import choose_backend
 from structsam_export.config import ExportConfig
-from structsam_export.console import console, stage
+from structsam_export.console import console, markup, stage
 from structsam_export.errors import UsageError
 from structsam_export.files import atomic, disk_errors, require_space, staged_files
 from structsam_export.folder import (
@@ -143,7 +143,7 @@ def precision_stage(folder: ExportFolder, inputs: Inputs | None = None) -> None:
         formed = apply_form(partial / name, partial / name, config.form)
         low = low_types(onnx.load(str(partial / name), load_external_data=False))
     for node in made.offenders:
-        console().print(f"FP32 kept: {node.op} {node.node}: {node.why}", style="yellow", markup=False)
+        console().print(f"[yellow]FP32 kept: {markup(f'{node.op} {node.node}: {node.why}')}[/yellow]")
     # What stays FP32 may be as large as it likes.
     largest = dict(sorted(((n, a) for n, a in amax.items() if n in low), key=lambda item: -item[1])[:10])
     before = counts["encoder"]
@@ -162,7 +162,7 @@ def inputs_of(folder: ExportFolder) -> Inputs:
     from structsam_export.validate.stages import Inputs
 
     config, model = folder.config, folder.manifest.model
-    geometry = EncoderGeometry.from_dict(model["geometry"])
+    geometry = EncoderGeometry.from_dict(folder.geometry)
     photos = photos_for(config, geometry)
     return Inputs.of(photos, geometry.image_size, model["preprocessing"], prompt_aware=config.prompt_aware)
 
@@ -188,7 +188,7 @@ def build_stage(folder: ExportFolder, chosen: Backend | None, targets: Sequence[
             f"{folder.path} is written for --form {config.form}, which {chosen.NAME} does not build. Export without "
             f"--form {config.form} to build it."
         )
-    geometry = folder.manifest.model["geometry"]
+    geometry = folder.geometry
     profiles = {"encoder": {}, "decoder": decoder_profile(geometry["image_size"], geometry["patch_size"])}
     for target in targets if chosen.BUILDS else ():
         for part, profile in profiles.items():

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import stat
+from functools import reduce
 
 import pytest
 from bench_files import folder_of, outer_product
 
 from structsam_export.backends.base import Engine
+from structsam_export.config import ExportConfig
 from structsam_export.errors import ArtifactError, OutputError, UsageError
 from structsam_export.files import atomic, disk_errors, require_space, sha256_of, staged_files, temporary
 from structsam_export.folder import ExportFolder, Results, companion, is_export, new_folder
+from structsam_export.geometry import sam_geometry
 from structsam_export.pipeline import rewrite_folder
 
 SMALL = outer_product(4, 4)
@@ -210,3 +214,105 @@ def test_disk_errors_say_what_to_do(tmp_path, monkeypatch):
         raise FileNotFoundError(errno.ENOENT, "another matter")
     with pytest.raises(OutputError, match="GB free"):
         require_space(tmp_path / "not" / "there", 1 << 60)
+
+
+# Manifests that somebody else wrote.
+
+
+def variations():
+    """(what, change): every value of a manifest replaced by values of other types, and every key left out."""
+    whole = {**EARLIER, "config": ExportConfig(params=(("margin", "0.5"),), images=("a.png",)).to_dict()}
+    whole["model"] = {**EARLIER["model"], "geometry": sam_geometry(32, 2, 2, (1,)).to_dict()}
+    others = [None, [], {}, "x", "", 7, -1, 1.5, True, float("nan"), float("inf"), 10**30, [[[]]], "a\0b", "\ud800"]
+
+    def paths(value, path=()):
+        yield path
+        items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        for key, item in items:
+            yield from paths(item, (*path, key))
+
+    for path in paths(whole):
+        for other in others if path else others[:4]:
+            changed = copy.deepcopy(whole)
+            if not path:
+                changed = other
+            else:
+                reduce(lambda value, key: value[key], path[:-1], changed)[path[-1]] = other
+            yield changed
+        if path and isinstance(path[-1], str):
+            changed = copy.deepcopy(whole)
+            del reduce(lambda value, key: value[key], path[:-1], changed)[path[-1]]
+            yield changed
+
+
+def test_manifests_of_any_shape_are_read_or_refused(tmp_path):
+    """A manifest that is read can also be used: its parts are what the program takes them for."""
+    path, refused, used = tmp_path / "manifest.json", 0, 0
+    for data in variations():
+        path.write_text(json.dumps(data))
+        try:
+            folder = ExportFolder.read(tmp_path)
+        except ArtifactError as error:
+            refused += 1
+            assert str(path) in str(error) and len(str(error)) < 600 + len(str(path))
+            continue
+        used += 1
+        folder.engines_here()
+        assert folder.derived is not None and json.dumps(folder.manifest.to_dict())
+        assert isinstance(folder.config.batch, int) and folder.config.batch >= 1
+    assert refused > 800 and used > 50
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "is damaged"),
+        ("null", "not an object"),
+        ("[" * 100_000, "is damaged"),
+        ('{"a":' * 50_000, "is damaged"),
+        ("9" * 5000, "is damaged"),
+        ('{"config": ' + "9" * 5000 + "}", "is damaged"),
+        ("\ufeff{}", "is damaged"),
+        ("\0\1", "is damaged"),
+        ("{}", "lacks 'config'"),
+    ],
+)
+def test_what_is_no_manifest(text, said, tmp_path):
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(ArtifactError, match=said):
+        ExportFolder.read(tmp_path)
+
+
+@pytest.mark.parametrize("make", ["folder", "loop", "pipe", "none", "long"])
+def test_a_manifest_that_cannot_be_read(make, tmp_path):
+    path = tmp_path / "manifest.json"
+    if make == "folder":
+        path.mkdir()
+    elif make == "loop":
+        path.symlink_to(path)
+    elif make == "pipe":
+        os.mkfifo(path)
+    where = tmp_path / ("a" * 300) if make == "long" else tmp_path
+    said = {"folder": "is a folder", "loop": "cannot be read", "pipe": "no regular file", "none": "output folder"}
+    with pytest.raises(ArtifactError, match=said.get(make, "cannot be read: File name too long")):
+        ExportFolder.read(where)
+
+
+def test_a_folder_in_place_of_a_listed_file(mine):
+    (mine.path / "encoder.onnx").unlink()
+    (mine.path / "encoder.onnx").mkdir()
+    with pytest.raises(ArtifactError, match="encoder.onnx is a folder"):
+        mine.onnx("encoder")
+
+
+def test_a_folder_without_sizes_of_its_model(mine):
+    with pytest.raises(ArtifactError, match="no geometry"):
+        _ = mine.geometry
+
+
+def test_default_names_end_before_file_systems_do():
+    long = ExportConfig(layers=",".join(map(str, range(200))))
+    name = long.folder_name(0.5)
+    assert len(name) < 160 and name.startswith("demo-structsam-")
+    assert name != ExportConfig(layers=",".join(map(str, range(201)))).folder_name(0.5)
+    assert ExportConfig().folder_name(0.5) == "demo-structsam-r50-auto"

@@ -9,8 +9,9 @@ from PIL import Image
 
 from structsam_export.errors import ImageError
 from structsam_export.models.demo import build_demo
-from structsam_export.runtime.images import masks_from_logits, prepare, read_image
+from structsam_export.runtime.images import masks_from_logits, prepare
 from structsam_export.runtime.photos import bundled_photos, user_photos
+from structsam_export.runtime.pictures import read_image
 from structsam_export.runtime.prompts import Prompt, prompt_arrays
 
 

@@ -5,6 +5,7 @@ One module for each idea: `stages`, `speed`, `quality`, `lists`; `options` and `
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 
@@ -15,7 +16,7 @@ from structsam_export.cli.lists import doctor, methods
 from structsam_export.cli.quality import evaluate, sweep
 from structsam_export.cli.speed import bench
 from structsam_export.cli.stages import build, export, rewrite, trace, validate
-from structsam_export.console import interrupt
+from structsam_export.console import interrupt, printable
 from structsam_export.errors import INTERRUPTED, StructSAMError
 
 
@@ -61,8 +62,10 @@ def main() -> None:
         click.echo(said or "Interrupted; nothing was left behind.", err=True)
         sys.exit(INTERRUPTED)
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        click.echo(printable(shown.getvalue()), err=True, nl=False)
         sys.exit(error.exit_code)
     except StructSAMError as error:
-        click.echo(f"Error: {error}", err=True)
+        click.echo(printable(f"Error: {error}"), err=True)
         sys.exit(error.exit_code)

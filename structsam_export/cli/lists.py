@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import click
 
-from structsam_export.cli.options import json_option
+from structsam_export.cli.options import Command, json_option
 from structsam_export.cli.show import print_json, print_table
+from structsam_export.console import echo
 
 
-@click.command()
+@click.command(cls=Command)
 @json_option
 def methods(as_json: bool) -> None:
     """List the methods of merging.
@@ -28,7 +29,7 @@ def methods(as_json: bool) -> None:
     print_table(COLUMNS, table_rows(rows))
 
 
-@click.command()
+@click.command(cls=Command)
 @json_option
 def doctor(as_json: bool) -> None:
     """Tell what this machine can build and run.
@@ -45,11 +46,11 @@ def doctor(as_json: bool) -> None:
     if as_json:
         print_json(facts)
         return
-    click.echo(f"Python {facts['python']} on {facts['platform']}")
-    click.echo(f"CPU: {facts['cpu']}, {facts['cores']} cores")
-    click.echo(f"GPU: {facts['gpu'] or 'none (engines can be built with tensorrt-rtx, but not run)'}")
+    echo(f"Python {facts['python']} on {facts['platform']}")
+    echo(f"CPU: {facts['cpu']}, {facts['cores']} cores")
+    echo(f"GPU: {facts['gpu'] or 'none (engines can be built with tensorrt-rtx, but not run)'}")
     print_table(("package", "version"), list(facts["versions"].items()))
     rows = [(name, row["can"], row["to_do"] or "") for name, row in facts["backends"].items()]
     print_table(("backend", "can", "to do"), rows)
     for problem in facts["problems"]:
-        click.echo(f"Problem: {problem}")
+        echo(f"Problem: {problem}")

@@ -13,6 +13,19 @@ from structsam_export.errors import UsageError
 from structsam_export.models import MODELS
 
 
+class Command(click.Command):
+    """A command that takes no empty text: `--checkpoint ""`, as an unset shell variable makes it, is no default."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        for before, text in zip(["", *args], args):
+            option, equals, value = text.partition("=")
+            attached = bool(equals) and option.startswith("--")
+            if not (value if attached else text).strip():
+                owner = option if attached else before if before.startswith("-") else "an argument"
+                raise UsageError(f"The value of {owner} is empty. Pass one, or leave {owner} away.")
+        return super().parse_args(ctx, args)
+
+
 def options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Several click options as one decorator."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from structsam_export.cli.options import config_of, json_option, merge_options, options, refuse
+from structsam_export.cli.options import Command, config_of, json_option, merge_options, options, refuse
 from structsam_export.cli.show import check_file, check_picture, print_json, print_table
 from structsam_export.models import MODELS
 
@@ -20,7 +20,7 @@ dataset_options = options(
         "--protocol", default="sam", show_default=True, help="sam, or samhq (stretched images, as published)."
     ),
     click.option("--prompt", default="box", show_default=True, help="box or point, taken from the true masks."),
-    click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be read, and list them."),
+    click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be used, and list them."),
     click.option(
         "--output", type=click.Path(path_type=Path), help="Results folder. Default: evaluations/<dataset>-..."
     ),
@@ -29,7 +29,7 @@ dataset_options = options(
 file_type = click.Path(dir_okay=False, path_type=Path)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
 @dataset_options
 @click.option("--runner", help="eager, ort, engine or a backend. Default: ort with FOLDER, else eager.")
@@ -80,7 +80,7 @@ def evaluate(
     print_table(*table(report))
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--model", default="demo", show_default=True, help=f"One of {', '.join(MODELS)}.")
 @click.option("--checkpoint", metavar="PATH", help="Weights; default: bundled, cached or downloaded.")
 @click.option("--methods", default="all", show_default=True, help="METHOD or METHOD:VARIANT,...; METHOD: all variants.")

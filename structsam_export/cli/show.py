@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import click
-
+from structsam_export.console import echo, printable
 from structsam_export.errors import ParityError, UsageError
 
 
@@ -22,26 +21,26 @@ def show_report(report: dict[str, Any], folder: Path, as_json: bool) -> None:
         print_json(report)
     else:
         macs = report["macs"]
-        click.echo(f"{folder}: {'passed' if report['passed'] else 'FAILED'}")
-        click.echo(
+        echo(f"{folder}: {'passed' if report['passed'] else 'FAILED'}")
+        echo(
             f"  encoder {macs['dense'] / 1e9:.2f} GMACs -> {macs['graph'] / 1e9:.2f} "
             f"({100 * (macs['graph'] / macs['dense'] - 1):+.1f} %)"
         )
         for name, row in report["parity"].items():
             agreement = row["decision_agreement"]
             decided = "" if agreement is None else f", decisions {agreement:.4%}"
-            click.echo(
+            echo(
                 f"  {name} against {row['against']}: max_rel {row['max_rel']:.1e}, mask IoU mean "
                 f"{row['mask_iou_mean']:.6f} min {row['mask_iou_min']:.6f}{decided}"
             )
             if ties := row.get("ties"):
-                click.echo(
+                echo(
                     f"    with equal decisions; {ties['differ']} of {ties['of']} decisions differ, {ties['ties']} of "
                     f"them ties. Left alone: mask IoU mean {row['free_running']['mask_iou_mean']:.6f}, decisions "
                     f"{row['free_running']['decision_agreement']:.4%}"
                 )
-        click.echo(f"  masks against the unpatched model: IoU {report['quality']['miou_vs_dense']:.4f}")
-        click.echo(f"  report: {folder / 'report.html'}")
+        echo(f"  masks against the unpatched model: IoU {report['quality']['miou_vs_dense']:.4f}")
+        echo(f"  report: {folder / 'report.html'}")
     if not report["passed"]:
         failed = ", ".join(name for name, row in report["parity"].items() if not row["passed"])
         raise ParityError(f"Parity failed at: {failed}. The files are kept and marked; see {folder / 'report.html'}.")
@@ -72,7 +71,7 @@ def print_json(data: Any) -> None:
     """JSON on stdout."""
     import json
 
-    click.echo(json.dumps(data, indent=2))
+    echo(json.dumps(data, indent=2))
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -81,7 +80,7 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*head, box=box.SIMPLE, pad_edge=False)
+    table = Table(*map(printable, head), box=box.SIMPLE, pad_edge=False)
     for row in rows:
-        table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 160, markup=False).print(table)
+        table.add_row(*map(printable, row))
+    Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False).print(table)

@@ -7,12 +7,12 @@ from typing import Any
 
 import click
 
-from structsam_export.cli.options import json_option
+from structsam_export.cli.options import Command, json_option
 from structsam_export.cli.show import check_picture, print_json, print_table
 from structsam_export.errors import UsageError
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("targets", nargs=-1, required=True, metavar="TARGET...")
 @click.option(
     "--runner", "runners", multiple=True, default=("ort-cpu",), show_default=True, help="See below; repeatable."

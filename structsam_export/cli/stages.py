@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from structsam_export.cli.options import (
+    Command,
     build_options,
     config_of,
     folder_argument,
@@ -16,9 +17,10 @@ from structsam_export.cli.options import (
     model_options,
 )
 from structsam_export.cli.show import show_report
+from structsam_export.console import echo
 
 
-@click.command()
+@click.command(cls=Command)
 @model_options
 @build_options
 @image_option
@@ -38,7 +40,7 @@ def export(output: Path | None, force: bool, as_json: bool, **given: Any) -> Non
     show_report(report, folder, as_json)
 
 
-@click.command()
+@click.command(cls=Command)
 @model_options
 def trace(output: Path | None, force: bool, **given: Any) -> None:
     """Trace only.
@@ -51,10 +53,10 @@ def trace(output: Path | None, force: bool, **given: Any) -> None:
     """
     from structsam_export.pipeline import trace_only
 
-    click.echo(trace_only(config_of({**given, "backend": "none"}), output, force=force))
+    echo(trace_only(config_of({**given, "backend": "none"}), output, force=force))
 
 
-@click.command()
+@click.command(cls=Command)
 @folder_argument
 @click.option("--verbose", is_flag=True, help="Also list near matches that were left alone, and why.")
 def rewrite(folder: Path, verbose: bool) -> None:
@@ -72,12 +74,12 @@ def rewrite(folder: Path, verbose: bool) -> None:
     for part, counts in results.rewrite.items():
         nodes = results.graph[part]
         fired = ", ".join(f"{rule} {n}" for rule, n in counts.items())
-        click.echo(f"{part}: {nodes['nodes_raw']} -> {nodes['nodes']} nodes ({fired})")
+        echo(f"{part}: {nodes['nodes_raw']} -> {nodes['nodes']} nodes ({fired})")
         for reason in results.rewrite_skipped[part] if verbose else ():
-            click.echo(f"  left alone: {reason}")
+            echo(f"  left alone: {reason}")
 
 
-@click.command()
+@click.command(cls=Command)
 @folder_argument
 @build_options
 def build(folder: Path, backend: str, target: str) -> None:
@@ -92,10 +94,10 @@ def build(folder: Path, backend: str, target: str) -> None:
     from structsam_export.pipeline import build_folder
 
     for engine in build_folder(folder, backend, target).manifest.engines:
-        click.echo(folder / engine.file)
+        echo(folder / engine.file)
 
 
-@click.command()
+@click.command(cls=Command)
 @folder_argument
 @image_option
 @click.option("--checkpoint", metavar="PATH", help="Where the weights are now. Default: where they were.")

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
@@ -47,9 +48,15 @@ class Sample:
         names = self.mask_names(len(stored))
         size = self.size()
         if stored.shape[1:] != size:
+            cure = "Save the mask at the image's size."
+            if stored.shape[:0:-1] == size and self.sideways():
+                cure = (
+                    "The mask has the size of the image as stored: it was drawn without turning it. Turn the mask, "
+                    "too, or remove the image's EXIF orientation."
+                )
             raise DatasetError(
                 f"{names[0]} is {stored.shape[2]} x {stored.shape[1]} pixels, but its image is {size[1]} x {size[0]}"
-                " (after turning it as its EXIF says). Save the mask at the image's size."
+                f" (after turning it as its EXIF says). {cure}"
             )
         if not len(stored):
             raise DatasetError(f"{names[0]} has no object: every pixel is background. Take it out of the set.")
@@ -91,6 +98,10 @@ class Sample:
         h, w = self.image().shape[:2]
         return h, w
 
+    def sideways(self) -> bool:
+        """Whether the image is stored with width and height swapped, and turned by its EXIF orientation."""
+        return False
+
     def mask_names(self, count: int) -> Sequence[str]:
         """What messages call the masks, `count` of them, at least one."""
         raise NotImplementedError
@@ -101,11 +112,11 @@ class Sample:
 
 
 class Dataset:
-    """A named, sorted list of samples."""
+    """A named, sorted list of samples; `notes` says what was left out of them, a sentence each."""
 
-    def __init__(self, name: str, samples: Iterable[Sample]) -> None:
+    def __init__(self, name: str, samples: Iterable[Sample], notes: Iterable[str] = ()) -> None:
         """Sort the samples by name and make names unique and safe as file names."""
-        self.name = name
+        self.name, self.notes = name, tuple(notes)
         self._samples = with_safe_names(samples)
 
     def __len__(self) -> int:
@@ -163,6 +174,14 @@ def own_folder(name: str, root: Path | None) -> Path:
     if root is None:
         raise UsageError(f"Dataset '{name}' needs its folder: pass the folder itself in place of the name.")
     return root
+
+
+@cache
+def say(line: str) -> None:
+    """Say on stderr, once, what is left out although it was only found while an image was read."""
+    from structsam_export.console import note
+
+    note(line)
 
 
 def few(names: Iterable[str]) -> str:

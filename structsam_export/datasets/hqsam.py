@@ -33,12 +33,18 @@ class HQSAM(Layout):
 
     @classmethod
     def recognises(cls, folder: Path) -> bool:
-        return cls.FOLDER.endswith(f"/{folder.resolve().name}") and _has(folder, cls.IMAGES, cls.MASKS)
+        own = cls.FOLDER.endswith(f"/{folder.resolve().name}") and _has(folder, cls.IMAGES, cls.MASKS)
+        return own or any(_has(place, cls.IMAGES, cls.MASKS) for place in cls.below(folder))
+
+    @classmethod
+    def below(cls, data: Path) -> tuple[Path, Path]:
+        """Where the set lies in a data folder: as HQ-SAM's data unpack, or without the first folder."""
+        return data / cls.FOLDER, data / Path(cls.FOLDER).name
 
     @classmethod
     def open(cls, name: str, root: Path | None) -> Dataset:
         data = data_root(root)
-        places = [data / cls.FOLDER, data / Path(cls.FOLDER).name, data]
+        places = [*cls.below(data), data]
         place = next((p for p in places if _has(p, cls.IMAGES, cls.MASKS)), None)
         if place is None:
             raise cls.missing(data, f"No {cls.FOLDER}/{cls.IMAGES} with {cls.MASKS} beside it")

@@ -1,10 +1,8 @@
 """Picture files as arrays: photos, grey masks and label images, with errors that name the file.
 
-Rules, the same for every layout:
+Photos are read by `runtime.pictures`, with its rules. Masks and labels, the same for every layout, turned as their own
+EXIF says:
 
-    photo   turned as its EXIF says; palette and grey become RGB; an alpha channel is dropped (colours are kept);
-            16-bit and float grey is scaled to 8 bits between the 0.5th and 99.5th percentile of what is above zero,
-            as MedSAM prepares 2D scans
     mask    0..255 as stored, or 1-bit; 16 bits keep their upper eight
     labels  whole numbers as stored: 8-bit, 16-bit or palette indices; 0 is background
 """
@@ -19,15 +17,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from structsam_export import reading
 from structsam_export.datasets.base import Sample, few
 from structsam_export.errors import DatasetError
+from structsam_export.runtime.pictures import DEEP, image_size, is_sideways, opened, read_image, upright
+from structsam_export.runtime.tiff import Samples
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 PHOTOS = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"}
-DEEP = ("I;16", "I;16B", "I;16L", "I", "F")
-TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
 def listed(folder: Path) -> list[Path]:
@@ -73,60 +72,13 @@ def pair_up(images: list[Path], masks: list[Path], image_folder: Path, mask_fold
     return [(path, by_stem[path.stem]) for path in images]
 
 
-@contextmanager
-def _opened(path: Path, what: str, *, decode: bool = True) -> Iterator[Image]:
-    """A decoded picture, or only its header.
-
-    Raises:
-        DatasetError: missing, nothing Pillow can decode, or a stack of pages.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        image: Image.Image = Image.open(path)
-        image.getexif()
-        pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
-        if decode:
-            image.load()
-    except FileNotFoundError:
-        raise DatasetError(f"{what} {path} does not exist.") from None
-    except UnidentifiedImageError:
-        raise DatasetError(f"{what} {path} is not a picture that can be read. Copy it again.") from None
-    except Exception as error:  # decoders raise anything when a file is damaged
-        raise DatasetError(f"{what} {path} cannot be decoded ({error}). Copy it again.") from error
-    with image:
-        if pages > 1:
-            raise DatasetError(f"{what} {path} has {pages} pages. Save each as a file of its own.")
-        try:
-            yield image
-        except (ValueError, OSError) as error:
-            raise DatasetError(f"{what} {path} cannot be used ({error}). Save it as an 8-bit PNG.") from error
-
-
 def read_photo(path: Path) -> np.ndarray:
-    """A photo as uint8 RGB (H, W, 3), turned as its EXIF says.
+    """A photo as uint8 RGB (H, W, 3), as `runtime.pictures` reads every photo.
 
     Raises:
         DatasetError: missing or undecodable.
     """
-    from PIL import ImageOps
-
-    with _opened(path, "Image") as image:
-        turned = ImageOps.exif_transpose(image)
-        if turned.mode in DEEP:
-            return grey_to_rgb(np.asarray(turned))
-        return np.array(turned.convert("RGB"))
-
-
-def grey_to_rgb(values: np.ndarray) -> np.ndarray:
-    """Grey values of any range (H, W) as uint8 (H, W, 3), scaled as MedSAM's preparation of 2D scans does."""
-    values = np.nan_to_num(values.astype(np.float32))
-    inside = values[values > 0]
-    low, high = np.percentile(inside, (0.5, 99.5)) if inside.size else (0.0, 1.0)
-    if high <= low:
-        low, high = 0.0, max(float(high), 1.0)
-    scaled = np.where(values > 0, (np.clip(values, low, high) - low) / (high - low) * 255, 0)
-    return np.repeat(np.round(scaled).astype(np.uint8)[..., None], 3, axis=2)
+    return read_image(path, "Image", DatasetError)
 
 
 def photo_size(path: Path) -> tuple[int, int]:
@@ -135,9 +87,28 @@ def photo_size(path: Path) -> tuple[int, int]:
     Raises:
         DatasetError: missing or undecodable.
     """
-    with _opened(path, "Image", decode=False) as image:
-        w, h = image.size
-        return (w, h) if image.getexif().get(0x0112) in TURNED else (h, w)
+    return image_size(path, "Image", DatasetError)
+
+
+def is_lying(path: Path) -> bool:
+    """Whether a photo is stored with width and height swapped, and turned by its EXIF orientation.
+
+    Raises:
+        DatasetError: missing or undecodable.
+    """
+    return is_sideways(path, "Image", DatasetError)
+
+
+@contextmanager
+def _mask(path: Path, what: str) -> Iterator[Image]:
+    """A decoded mask or label image, turned as its own EXIF says.
+
+    Raises:
+        DatasetError: missing or undecodable.
+    """
+    with opened(path, what, DatasetError) as image:
+        assert not isinstance(image, Samples)
+        yield upright(image)
 
 
 def read_mask(path: Path, *, first_channel: bool = False) -> np.ndarray:
@@ -151,7 +122,7 @@ def read_mask(path: Path, *, first_channel: bool = False) -> np.ndarray:
     Raises:
         DatasetError: missing, undecodable, or a picture that is no grey mask.
     """
-    with _opened(path, "Mask") as image:
+    with _mask(path, "Mask") as image:
         if image.mode in ("1", "L"):
             return np.asarray(image.convert("L"))
         if image.mode in DEEP:
@@ -181,7 +152,7 @@ def read_labels(path: Path) -> np.ndarray:
     Raises:
         DatasetError: missing, undecodable, or a colour picture.
     """
-    with _opened(path, "Labels") as image:
+    with _mask(path, "Labels") as image:
         if image.mode in ("1", "L", "P", "I", "I;16", "I;16B", "I;16L"):
             return np.asarray(image).astype(np.int32)
         raise DatasetError(
@@ -202,10 +173,7 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         DatasetError: it cannot be read.
     """
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DatasetError(f"Cannot read {path}: {error.strerror}.") from error
+    return reading.read_bytes(path, "File", DatasetError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,6 +190,9 @@ class PictureSample(Sample):
 
     def size(self) -> tuple[int, int]:
         return photo_size(self.photo)
+
+    def sideways(self) -> bool:
+        return is_lying(self.photo)
 
     def stored(self) -> np.ndarray:
         if self.labels:

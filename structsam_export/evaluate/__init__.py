@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from structsam_export.console import stop_if_interrupted
-from structsam_export.errors import BadInputError, unknown_name
+from structsam_export.errors import BadInputError, StructSAMError, shortened, unknown_name
 from structsam_export.evaluate.store import Store, key_of
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def evaluate(
         protocol: a key of `protocols.PROTOCOLS`.
         prompt: "box" or "point", derived from the true masks.
         store: where results are kept and looked up; None: in memory only.
-        skip_bad: leave out images that cannot be read, and list them.
+        skip_bad: leave out images that cannot be read or whose masks cannot be drawn, and list them.
         say: called with the image's name after each.
 
     Raises:
@@ -74,17 +74,32 @@ def evaluate(
         stop_if_interrupted()
         try:
             found = one_image(sample, predictors, facts, store, results)
-        except BadInputError as error:
-            if not skip_bad:
-                raise hinted(error) from error
-            results.skipped.append({"name": sample.name, "why": str(error)})
+        except Exception as error:
+            results.skipped.append({"name": sample.name, "why": why_skipped(error, skip_bad=skip_bad)})
         else:
             results.images.append(found)
         if say is not None:
             say(sample.name)
     if not results.images:
-        raise BadInputError(f"None of {len(results.skipped)} images can be used. Check the data set's folder.")
+        first = f" The first, {results.skipped[0]['name']}: {results.skipped[0]['why']}" if results.skipped else ""
+        raise BadInputError(f"None of {len(results.skipped)} images can be used. Check the data set's folder.{first}")
     return results
+
+
+def why_skipped(error: Exception, *, skip_bad: bool) -> str:
+    """Why an image is left out; reading it may have failed, or drawing its masks.
+
+    Raises:
+        BadInputError: an image that cannot be used, without `skip_bad`.
+        Exception: what the image has no part in.
+    """
+    if isinstance(error, BadInputError):
+        if not skip_bad:
+            raise hinted(error) from error
+        return str(error)
+    if not skip_bad or isinstance(error, StructSAMError):
+        raise error
+    return f"its masks cannot be drawn ({type(error).__name__}: {shortened(error)})."
 
 
 def hinted(error: BadInputError) -> BadInputError:

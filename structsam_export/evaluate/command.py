@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from structsam_export.config import ExportConfig
-from structsam_export.console import console, progress
+from structsam_export.console import note, progress
 from structsam_export.errors import BadInputError, UsageError
 from structsam_export.evaluate.metrics import METRICS
 from structsam_export.files import atomic
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from structsam_export.job import Job
 
 SCHEMA = 1
+NOTES = 20  # of a data set, shown
 
 
 def run(
@@ -143,7 +144,7 @@ def spectral(
         rows = compare(job.loaded, methods, layers, [sample.image() for sample in samples], say)
     left_out = [i for i in layers if job.loaded.geometry.window_grid(i).tokens > LARGEST]
     if left_out:
-        console().print(f"Blocks {left_out} left out: more than {LARGEST} tokens in an attention call.")
+        note(f"Blocks {left_out} left out: more than {LARGEST} tokens in an attention call.")
     facts = {"dataset": chosen.name, "images": len(samples), "rate": job.schedule.rate}
     return {"schema": SCHEMA, **facts, "layers": layers, "left_out": left_out, "rows": rows}
 
@@ -158,6 +159,8 @@ def opened(dataset: str, root: Path | None, limit: int | None) -> tuple[Dataset,
 
     found = open_dataset(dataset, root)
     samples = list(found.samples())[:limit]
+    for line in (*found.notes[:NOTES], *([f"... and {len(found.notes) - NOTES} more"] if found.notes[NOTES:] else [])):
+        note(line)
     if not samples:
         raise BadInputError(f"Data set {dataset} has no images. Check the folder, or pass another --dataset.")
     return found, samples
@@ -182,7 +185,7 @@ def tell(results: Results, place: Path) -> None:
     """Say on stderr what the table does not."""
     lines = [f"{results.reused} images taken from {place}"] if results.reused else []
     for line in (*lines, *(f"skipped {bad['name']}: {bad['why']}" for bad in results.skipped)):
-        console().print(line, markup=False, soft_wrap=True)  # names may look like markup, and are to be copied
+        note(line)
 
 
 def table(report: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

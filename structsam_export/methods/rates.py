@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from structsam_export.errors import UsageError
+from structsam_export.errors import UsageError, shortened
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,11 @@ def parse_rate(text: str | float | None) -> Rates:
 
 
 def number(part: str, text: str) -> float:
-    """A fraction as text."""
+    """A number as text.
+
+    Raises:
+        UsageError: no number; `text` is the whole rate, for the message.
+    """
     try:
         return float(part)
     except ValueError:
@@ -51,4 +55,6 @@ def number(part: str, text: str) -> float:
 
 def cannot_read(text: str) -> UsageError:
     """The error for a rate that says nothing."""
-    return UsageError(f"Cannot read rate '{text}'. Pass a fraction (0.5), or fractions by layers (0.3:0-5,0.6:6-11).")
+    return UsageError(
+        f"Cannot read rate '{shortened(text)}'. Pass a fraction (0.5), or fractions by layers (0.3:0-5,0.6:6-11)."
+    )

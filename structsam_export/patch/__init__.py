@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from structsam_export.errors import UsageError
+from structsam_export.errors import UsageError, shortened
 from structsam_export.hosts import host_of
 from structsam_export.roles import assign, blocks_of
 
@@ -159,11 +159,22 @@ def resolve_layers(spec: str, depth: int, global_layers: Sequence[int]) -> tuple
     chosen: set[int] = set()
     for part in spec.split(","):
         named = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", part.strip())
-        first, last = (int(named[1]), int(named[2] or named[1])) if named else (1, 0)
+        if named is None:
+            raise _unreadable(spec)
+        first, last = (_number(digits) for digits in (named[1], named[2] or named[1]))
         if first > last:
-            raise UsageError(f"Cannot read layers '{spec}'. Pass all, last5, global or a list such as 0,3,6-8.")
+            raise _unreadable(spec)
+        if last >= depth:
+            raise UsageError(f"Unknown layer {max(first, depth)}: this encoder has blocks 0 to {depth - 1}.")
         chosen.update(range(first, last + 1))
-    wrong = sorted(i for i in chosen if i >= depth)
-    if wrong:
-        raise UsageError(f"Unknown layer {wrong[0]}: this encoder has blocks 0 to {depth - 1}.")
     return tuple(sorted(chosen))
+
+
+def _number(digits: str) -> int:
+    """A number that may have more digits than Python reads; from a billion on, all are alike."""
+    digits = digits.lstrip("0") or "0"
+    return int(digits) if len(digits) < 10 else 10**9
+
+
+def _unreadable(spec: str) -> UsageError:
+    return UsageError(f"Cannot read layers '{shortened(spec)}'. Pass all, last5, global or a list such as 0,3,6-8.")

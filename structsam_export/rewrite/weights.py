@@ -24,7 +24,7 @@ def load(path: Path) -> Any:
         ArtifactError: the file is no ONNX.
     """
     import onnx
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     try:
         return onnx.load(str(path), load_external_data=False)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from structsam_export.errors import ImageError
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
@@ -28,28 +25,11 @@ class Prepared:
     scale: tuple[float, float]
 
 
-def read_image(path: Path) -> np.ndarray:
-    """Read a photo as uint8 RGB (h, w, 3), turned as its EXIF says.
-
-    Raises:
-        ImageError: missing, or not an image Pillow can read.
-    """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except FileNotFoundError:
-        raise ImageError(f"Photo {path} does not exist.") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ImageError(f"Cannot read photo {path}: {error}. Pass a JPEG, PNG, WebP or TIFF file.") from None
-
-
 def prepare(image: np.ndarray, size: int, preprocessing: str = "sam") -> Prepared:
     """Resize and normalise a photo (h, w, 3) uint8 for an encoder of `size` px.
 
-    "sam": longest side to `size`, ImageNet mean and deviation, zeros below or beside. "medsam": stretched to a
-    square, values scaled to [0, 1] by the photo's own range (MedSAM's inference script).
+    "sam": longest side to `size`, the other one to at least 1 px, ImageNet mean and deviation, zeros below or beside.
+    "medsam": stretched to a square, values scaled to [0, 1] by the photo's own range (MedSAM's inference script).
     """
     from PIL import Image
 
@@ -57,7 +37,7 @@ def prepare(image: np.ndarray, size: int, preprocessing: str = "sam") -> Prepare
     if preprocessing == "medsam":
         nh, nw, method = size, size, Image.Resampling.BICUBIC
     else:
-        nh, nw = (int(side * size / max(h, w) + 0.5) for side in (h, w))
+        nh, nw = (max(1, int(side * size / max(h, w) + 0.5)) for side in (h, w))
         method = Image.Resampling.BILINEAR
     pixels: np.ndarray = np.asarray(Image.fromarray(image).resize((nw, nh), method), np.float32)
     if preprocessing == "medsam":

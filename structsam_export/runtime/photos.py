@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from structsam_export.config import read_json
-from structsam_export.runtime.images import read_image
+from structsam_export.runtime.pictures import read_image
 from structsam_export.runtime.prompts import Prompt
 
 

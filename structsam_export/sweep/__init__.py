@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from structsam_export.config import ExportConfig
-from structsam_export.console import console, progress
+from structsam_export.console import note, progress
 
 if TYPE_CHECKING:
     from structsam_export.datasets import Sample
@@ -202,4 +202,4 @@ def say_choice(report: dict[str, Any]) -> None:
     from structsam_export.sweep.show import choice_lines
 
     for line in (*report["notes"], *choice_lines(report)):
-        console().print(line, markup=False, soft_wrap=True)
+        note(line)

@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
 
-from structsam_export.errors import BadInputError
-
 if TYPE_CHECKING:
     from structsam_export.datasets import Sample
     from structsam_export.evaluate.predictors import Predictor
@@ -65,7 +63,7 @@ def fill(
     import torch
 
     from structsam_export.eager import own_copy
-    from structsam_export.evaluate import Results, facts_of, hinted, one_image
+    from structsam_export.evaluate import Results, facts_of, one_image, why_skipped
 
     left, facts = deque(samples), facts_of(**names)
 
@@ -79,9 +77,8 @@ def fill(
                 break
             try:
                 one_image(sample, models, facts, store, results)
-            except BadInputError as error:
-                if not skip_bad:
-                    raise hinted(error) from error
+            except Exception as error:
+                why_skipped(error, skip_bad=skip_bad)
             say(sample.name)
         return results.reused
 

@@ -26,7 +26,7 @@ from dataset_folders import (
 from PIL import Image
 
 from structsam_export.datasets import open_dataset
-from structsam_export.datasets.coco import pixels_of
+from structsam_export.datasets.coco_shapes import pixels_of
 from structsam_export.errors import DatasetError, MissingRuntimeError, UsageError
 
 

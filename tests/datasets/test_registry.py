@@ -105,6 +105,21 @@ def test_the_data_folder_can_be_set_for_good(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", HQ)
+def test_hqsam_sets_are_recognised_in_the_tree_that_is_printed(name, tmp_path):
+    """The data folder, the folder of the set's collection, and the set itself."""
+    make, place = MAKERS[name][0], Path(HQ[name][0])
+    make(tmp_path / "data")
+    found = [open_dataset(str(tmp_path / "data" / part)) for part in ("", place.parent, place)]
+    assert [len(data) for data in found] == [2, 2, 2]
+    others = [other for other in HQ if other != name and Path(HQ[other][0]).parent == place.parent]
+    for other in others[:1]:
+        MAKERS[other][0](tmp_path / "data")
+        with pytest.raises(DatasetError, match=r"fits several layouts .* Open it by name"):
+            open_dataset(str(tmp_path / "data"))
+        assert len(open_dataset(name, tmp_path / "data")) == 2
+
+
+@pytest.mark.parametrize("name", HQ)
 def test_hqsam_folders_and_first_channel(name, tmp_path):
     """A colour mask counts by its first channel, as in HQ-SAM; stems may have spaces."""
     from dataset_folders import disk, save

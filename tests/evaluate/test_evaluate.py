@@ -112,8 +112,25 @@ def test_a_corrupt_image(samples, store, content):
 def test_nothing_but_corrupt_images(samples):
     for sample in samples:
         sample.photo.write_bytes(b"")
-    with pytest.raises(BadInputError, match="None of 4 images"):
+    with pytest.raises(BadInputError, match=r"None of 4 images.*The first, s0: .*s0\.png"):
         evaluate(samples, [Filler()], skip_bad=True)
+
+
+def test_an_image_whose_masks_cannot_be_drawn(samples):
+    """--skip-bad is for the image, wherever it fails; without it a bug keeps its traceback."""
+
+    class Fragile(Filler):
+        def logits(self, case):
+            if case.truth.shape == samples[1].masks().shape and self.calls == 1:
+                self.calls += 1
+                raise RuntimeError("height and width must be > 0")
+            return super().logits(case)
+
+    with pytest.raises(RuntimeError, match="must be > 0"):
+        evaluate(samples, [Fragile()])
+    found = evaluate(samples, [Fragile()], skip_bad=True)
+    assert [bad["name"] for bad in found.skipped] == ["s1"] and len(found.images) == 3
+    assert found.skipped[0]["why"] == "its masks cannot be drawn (RuntimeError: height and width must be > 0)."
 
 
 def test_a_store_belongs_to_one_evaluation(tmp_path):
