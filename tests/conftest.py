@@ -38,7 +38,8 @@ def tiny_encoder(image=(80, 80), window=4, depth=3, heads=2, dim=16, patch=16, g
 
 @pytest.fixture(autouse=True)
 def traces_are_shared(monkeypatch):
-    """Exports of this test take their traces from the cache of the whole run."""
+    """Exports of this test take their traces from the cache of the whole run; tracing is left out of coverage."""
+    monkeypatch.setattr("torch.onnx.export", shared_traces.export_without_coverage)
     monkeypatch.setattr("structsam_export.pipeline.trace_stage", shared_traces.trace_stage)
 
 

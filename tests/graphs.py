@@ -12,7 +12,7 @@ from conftest import tiny_encoder
 from onnx import helper, numpy_helper
 from trace_cache import cached_file
 
-from structsam_export.methods import make_method
+from structsam_export.methods import make_method, method_class
 from structsam_export.patch import patched
 from structsam_export.rewrite import FORMS, RULES, run_in_order
 from structsam_export.trace import trace_encoder
@@ -107,12 +107,17 @@ def check_left_alone(rule, graph, reason=None):
         assert reason in skipped[0]
 
 
-@cache
 def traced(method, variant, layers, batch, opset=18):
     """A tiny encoder (6x6 tokens, windows of 4, block 1 global) with merging in `layers`, traced; weights inside.
 
     The model is shared by all tests of a process, which therefore must not change it.
     """
+    return traced_once(method, variant or next(iter(method_class(method).VARIANTS)), layers, batch, opset)
+
+
+@cache
+def traced_once(method, variant, layers, batch, opset):
+    """`traced`, from the cache of the test run."""
 
     def trace(path):
         encoder = tiny_encoder(image=(96, 96))

@@ -165,6 +165,46 @@ def test_gates_are_the_program_s():
         assert [float(value) for value in shown[precision]] == list(gates.values())
 
 
+def test_every_backend_runner_and_form_is_described():
+    from structsam_export.backends import BACKENDS, backend
+    from structsam_export.backends.openvino import PRECISIONS
+    from structsam_export.benchmark import runners
+    from structsam_export.rewrite import FORMS
+
+    page, table = DOCS["docs/command.md"], rows(DOCS["docs/command.md"])
+    for name in BACKENDS:
+        assert table[name][-1].strip("`") == backend(name).INSTALL
+    assert [word.strip("`") for word in table["openvino"][0].split(", ")] == list(PRECISIONS)
+    assert all(f"{form}`" in page for form in FORMS)
+    assert all(f"`{runner}`" in DOCS["docs/performance.md"] for runner in runners())
+
+
+def test_engines_are_named_as_backends_name_them():
+    from structsam_export.backends import BACKENDS
+
+    for page in ("README.md", "docs/command.md"):
+        assert set(re.findall(r"`encoder\.([a-z-]+)-[\d<]", DOCS[page])) <= set(BACKENDS)
+
+
+def test_every_extra_is_described():
+    text = (ROOT / "pyproject.toml").read_text()
+    found = re.search(r"\[project\.optional-dependencies\]\n(.*?)\n\n", text, re.DOTALL)
+    assert found
+    extras = set(re.findall(r"^([\w-]+) = \[", found[1], re.MULTILINE)) - {"dev"}
+    assert extras == {e for e in extras if any(f"`{e}`" in t or f"export[{e}]" in t for t in DOCS.values())}
+
+
+def test_registries_of_the_readme_are_the_package_s():
+    """ "Adding to it": every kind has its folder, its registry and its tests."""
+    from importlib import import_module
+
+    kinds = re.findall(r"^\* \*\*A .*?: `(\w+)/`.*; `([A-Z]+)`.*?; `(tests/\w+)`", README, re.MULTILINE)
+    assert [kind for kind, *_ in kinds] == ["methods", "hosts", "backends", "rewrite"]
+    for kind, registry, tests in kinds:
+        assert getattr(import_module(f"structsam_export.{kind}"), registry)
+        assert list((ROOT / tests).glob("test_*.py"))
+
+
 def test_the_readme_fits_on_three_screens_and_has_a_picture():
     assert len(README.splitlines()) <= 150
     picture = ROOT / "docs" / "images" / "overview.jpg"

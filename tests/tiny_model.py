@@ -10,7 +10,7 @@ IMAGE, PATCH, DIM, OUT = 128, 16, 32, 32
 
 
 def build():
-    """128 px, a grid of 8x8, windows of 3 (so 8 -> 9 with pads), block 1 global; width 32 throughout."""
+    """128 px, a grid of 8x8, windows of 3 (so 8 -> 9 with pads), block 1 of three global; width 32 throughout."""
     from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
     grid = IMAGE // PATCH
@@ -18,14 +18,14 @@ def build():
         img_size=IMAGE,
         patch_size=PATCH,
         embed_dim=DIM,
-        depth=4,
+        depth=3,
         num_heads=2,
         mlp_ratio=4,
         out_chans=OUT,
         norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
         qkv_bias=True,
         use_rel_pos=True,
-        global_attn_indexes=(1, 3),
+        global_attn_indexes=(1,),
         window_size=3,
     )
     prompts = PromptEncoder(OUT, (grid, grid), (IMAGE, IMAGE), 16)

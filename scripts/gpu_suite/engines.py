@@ -25,7 +25,8 @@ def probe(options: dict[str, Any], backend: str) -> dict[str, Any]:
 
     from gpu_suite.package import backend_of, run
 
-    given, runtime = Options.from_dict(options), backend_of(backend)
+    given = Options.from_dict(options)
+    runtime: Any = backend_of(backend)
     folder = folder_of(given, "probe", backend)
     ends = [make_tensor_value_info(name, onnx.TensorProto.FLOAT, [4, 4]) for name in ("x", "y")]
     nodes = [make_node("MatMul", ["x", "x"], ["square"]), make_node("Relu", ["square"], ["y"])]
@@ -34,7 +35,8 @@ def probe(options: dict[str, Any], backend: str) -> dict[str, Any]:
     with native_errors():
         engine = runtime.build(folder / "probe.onnx", folder, "encoder", target(given), {})
     found: dict[str, Any] = {"version": engine.version, "sm": engine.sm}
-    found["can"] = runtime.can()
+    if backend == "tensorrt-rtx":
+        found["targets"] = runtime.known_targets()
     if given.dry_run:
         return {**found, "executed": NOT_MEASURED}
     x = np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32)

@@ -35,7 +35,7 @@ def show(tables: dict[str, Any], given: argparse.Namespace) -> None:
 def config_of(row: dict[str, Any], layers: str, model: str, checkpoint: str | None) -> ExportConfig:
     """The configuration of one row of a table."""
     params = tuple(row.get("params", {}).items())
-    given = {key: row.get(key) for key in ("method", "variant", "rate")}
+    given: dict[str, Any] = {key: row.get(key) for key in ("method", "variant", "rate")}
     return ExportConfig(**given, params=params, layers=layers, compat="thesis", model=model, checkpoint=checkpoint)
 
 

@@ -183,7 +183,7 @@ def compiled_model(model: Any, precision: str, threads: int | None = None) -> An
     config: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": precision,
-        "EXECUTION_MODE_HINT": "PERFORMANCE",
+        "NUM_STREAMS": 1,
     }
     if threads is not None:
         config["INFERENCE_NUM_THREADS"] = threads

@@ -59,7 +59,7 @@ model_options = options(
         "--form",
         default="portable",
         show_default=True,
-        help="What the graph is written for: portable, attention (ONNX's operator, opset 23) or ort-cpu.",
+        help="What the graph is written for: portable, attention (ONNX's operator, opset 23), ort-cpu or openvino.",
     ),
     click.option("--opset", type=int, default=18, show_default=True, help="ONNX opset."),
     click.option("--batch", type=int, default=1, show_default=True, help="Images per encoder call."),

@@ -117,7 +117,7 @@ def load_model(name: str, checkpoint: Path | None = None) -> LoadedModel:
         CheckpointError: weights are missing, corrupt or of another model, or cannot be downloaded.
         OutputError: the download cannot be stored.
     """
-    from structsam_export.hosts import geometry_of
+    from structsam_export.hosts import encoder_of, host_of
     from structsam_export.models.checkpoint import load_into, read_state_dict
     from structsam_export.models.download import fetch, sha256_of
 
@@ -131,9 +131,10 @@ def load_model(name: str, checkpoint: Path | None = None) -> LoadedModel:
         path, digest = fetch(spec), spec.sha256  # fetch has verified it; hashing ViT-H again takes seconds
     state = read_state_dict(path)
     sam = _build(spec.architecture)
-    load_into(sam, state, path, name)
+    host, encoder = host_of(encoder_of(sam)), encoder_of(sam)
+    load_into(sam, host.checkpoint_keys(state), path, name)
     sam.eval().requires_grad_(False)
-    return LoadedModel(spec, sam, path, digest or sha256_of(path), geometry_of(sam.image_encoder))
+    return LoadedModel(spec, sam, path, digest or sha256_of(path), host.geometry(encoder))
 
 
 def _bundled() -> Path:

@@ -21,20 +21,25 @@ GRID = 4  # axes
 
 def apply(graph: gs.Graph) -> Fired:
     """Let rowwise nodes compute f(x.flatten(1, 2)), viewed as a grid again."""
-    fired, skipped = 0, []
+    import onnx_graphsurgeon as gs
+
+    fired, skipped = 0, list[str]()
     for node in list(graph.nodes):
         if node.op not in ROWWISE or not knows_rows(node):
             continue
         out = node.outputs[0]
         shape = static_shape(out)
-        if shape is None or not all(fits(t, shape) for t in node.inputs):
-            skipped.append(f"{node.name}: a shape is unknown, or the channels of an input are shared out")
+        operands = node.inputs[:1] if node.op == "MatMul" else node.inputs
+        if shape is None or any(static_shape(t) is None for t in operands):
+            skipped.append(f"{node.name}: shapes are not all known")
+            continue
+        if not all(fits(t, shape) for t in operands):
             continue
         node.inputs = [as_rows(graph, t) for t in node.inputs]
         if node.op == "LayerNormalization":
             node.attrs["axis"] = -1
         rows = [shape[0], shape[1] * shape[2], shape[3]]
-        result = type(out)(fresh(graph, f"{out.name}.rows"), out.dtype, rows)
+        result = gs.Variable(fresh(graph, f"{out.name}.rows"), out.dtype, rows)
         grid = add(graph, "Reshape", [result, integers(graph, f"{out.name}.grid", shape)], out, shape)
         take_over(grid.inputs[0], out)
         node.outputs = [result]
@@ -43,8 +48,8 @@ def apply(graph: gs.Graph) -> Fired:
 
 
 def knows_rows(node: Any) -> bool:
-    """Whether a node computes every row of a grid by itself."""
-    if len(node.outputs[0].shape or []) != GRID:
+    """Whether a node computes every row of a grid by itself; scores of attention are no grid."""
+    if len(node.outputs[0].shape or []) != GRID or any(n.op == "Softmax" for n in node.outputs[0].outputs):
         return False
     if node.op == "LayerNormalization":
         return len(node.outputs) == 1 and node.attrs.get("axis", -1) in (-1, GRID - 1)
@@ -55,13 +60,10 @@ def knows_rows(node: Any) -> bool:
 
 
 def fits(tensor: Any, shape: list[int]) -> bool:
-    """Whether a tensor is a grid like the result (B, H, W, .), a constant one for all images, or one row at most."""
-    own = static_shape(tensor)
-    if own is None:
-        return False
+    """Whether a tensor is a grid like the result (B, H, W, .), one grid for all images, or one row for all tokens."""
+    own = static_shape(tensor) or []
     if len(own) < GRID:
-        # One row for all tokens, or the weights of a product.
-        return all(size == 1 for size in own[:-1]) or (not tensor.inputs and len(own) == 2)
+        return all(size == 1 for size in own[:-1])
     return own[1:3] == shape[1:3] and own[0] in (1, shape[0])
 
 
