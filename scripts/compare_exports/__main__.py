@@ -43,8 +43,8 @@ def hashes(checkout: Path, jobs: int) -> dict[str, dict[str, str]]:
     cases = json.loads(ask(checkout, "list"))
     groups = [cases[i::jobs] for i in range(jobs)]
     with ThreadPoolExecutor(jobs) as pool:
-        parts = pool.map(lambda group: json.loads(ask(checkout, "hash", json.dumps(group))), groups)
-    made = {name: files for part in parts for name, files in part.items()}
+        answers = pool.map(lambda group: ask(checkout, "hash", json.dumps(group)), groups)
+    made = dict(json.loads(line) for answer in answers for line in answer.splitlines())
     return {name: made[name] for name, _ in cases}
 
 

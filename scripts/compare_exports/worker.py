@@ -1,4 +1,4 @@
-"""Runs in one checkout: `worker.py list` prints its cases, `worker.py hash CASES` their hashes, both as JSON."""
+"""Runs in one checkout: `worker.py list` prints its cases as JSON, `worker.py hash CASES` a line of JSON for each."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def cases() -> list[tuple[str, list[str]]]:
     """(name, options) of every method x variant x MLP policy, and of structsam with other options."""
     code, out, _ = command("methods", "--json")
     assert code == 0
-    made = []
+    made: dict[str, list[tuple[str, list[str]]]] = {"none": [], "merge": [], "residual-consistency": []}
     for row in json.loads(out):
         forms = [(variant, []) for variant in row["variants"]]
         if row["prompt_aware"]:
@@ -38,8 +38,9 @@ def cases() -> list[tuple[str, list[str]]]:
             chosen = more or ["--variant", variant]
             for mlp in ("none",) if variant == "thesis" else ("none", "merge", "residual-consistency"):
                 name = f"{row['name']} {variant} mlp {mlp}"
-                made.append((name, ["--method", row["name"], *chosen, "--mlp", mlp]))
-    return made + [(f"structsam {name}", ["--method", "structsam", *more]) for name, more in OPTIONS.items()]
+                made[mlp].append((name, ["--method", row["name"], *chosen, "--mlp", mlp]))
+    made["none"] += [(f"structsam {name}", ["--method", "structsam", *more]) for name, more in OPTIONS.items()]
+    return [case for policy in made.values() for case in policy]
 
 
 def hashed(options: list[str]) -> dict[str, str]:
@@ -108,13 +109,12 @@ if __name__ == "__main__":
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     if sys.argv[1] == "list":
-        result: object = cases()
+        print(json.dumps(cases()), file=answers)
     else:
         trace_decoders_once()
         calibrate_on_one_photo()
-        result, wanted = {}, json.loads(sys.argv[2])
+        wanted = json.loads(sys.argv[2])
         for number, (case, chosen) in enumerate(wanted):
             began = time.perf_counter()
-            result[case] = hashed(chosen)
+            print(json.dumps([case, hashed(chosen)]), file=answers, flush=True)
             print(f"{number + 1}/{len(wanted)} {case} {time.perf_counter() - began:.1f} s", file=sys.stderr)
-    print(json.dumps(result), file=answers)
