@@ -25,12 +25,12 @@ from structsam_export.validate import latency
 
 
 def variant_of(name):
-    """A method's first variant whose decisions survive FP16; the other ones have many ties, which take long to judge."""
+    """A method's first variant whose decisions survive FP16; the others have many ties, which take long."""
     cls = method_class(name)
     return next(variant for variant in cls.VARIANTS if variant not in cls.FP32_VARIANTS)
 
 
-# Every variant with every MLP policy: tests/test_matrix.py, an hour. Here each method once, and what only some methods do.
+# Every variant with every MLP policy is in test_matrix.py, an hour; here is each method once, and what only some do.
 CASES = [{"method": name, "variant": variant_of(name), "backend": "none"} for name in METHODS]
 CASES += [
     {"method": "structsam", "variant": "bsm"},
