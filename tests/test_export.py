@@ -214,8 +214,9 @@ def test_decoder_uses_a_mask_prompt_like_sam(exported):
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case.values())))
 def test_every_method_exports_static_and_exact(case, tiny_model, tmp_path, monkeypatch):
-    """Over the registry, on a tiny model."""
+    """Over the registry, on a tiny model, whose MLPs have few rows to cut into portions."""
     monkeypatch.setattr(latency, "ROUNDS", 1)
+    monkeypatch.setattr("structsam_export.rewrite.mlp_blocks.ROWS", 8)
     folder = run_export(tmp_path / "out", model="tiny", checkpoint=str(tiny_model), **case)
     check_graph(folder, case.get("form", "portable"))
     assert bool(list(folder.glob("*.engine"))) == ("backend" not in case)
