@@ -30,6 +30,8 @@ def cached_file(name, make):
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():
             partial = folder / f"partial.{name}"
+            if partial.is_dir():  # of a run that was killed
+                shutil.rmtree(partial)
             make(partial)
             partial.replace(path)
     return path
