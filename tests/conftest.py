@@ -3,44 +3,18 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
 
 import pytest
 import shared_traces
-import torch
 from tiny_model import save as save_tiny
-
-
-def tiny_encoder(image=(80, 80), window=4, depth=3, heads=2, dim=16, patch=16, global_layers=(1,)):
-    """A segment_anything encoder with random weights everywhere (relative positions included)."""
-    from segment_anything.modeling import ImageEncoderViT
-
-    torch.manual_seed(0)
-    encoder = ImageEncoderViT(
-        img_size=max(image),
-        patch_size=patch,
-        embed_dim=dim,
-        depth=depth,
-        num_heads=heads,
-        mlp_ratio=2,
-        out_chans=8,
-        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
-        qkv_bias=True,
-        use_rel_pos=True,
-        global_attn_indexes=global_layers,
-        window_size=window,
-    )
-    for name, p in encoder.named_parameters():
-        if "pos" in name:
-            torch.nn.init.normal_(p, std=0.5)
-    return encoder.eval().requires_grad_(False)
+from tiny_model import tiny_encoder
 
 
 @pytest.fixture(autouse=True)
-def traces_are_shared(monkeypatch):
+def traces_are_shared():
     """Exports of this test take their traces from the cache of the whole run; tracing is left out of coverage."""
-    monkeypatch.setattr("torch.onnx.export", shared_traces.export_without_coverage)
-    monkeypatch.setattr("structsam_export.pipeline.trace_stage", shared_traces.trace_stage)
+    with shared_traces.sharing():
+        yield
 
 
 @pytest.fixture

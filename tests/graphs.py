@@ -10,12 +10,11 @@ import onnx_graphsurgeon as gs
 import onnxruntime as ort
 from conftest import tiny_encoder
 from onnx import helper, numpy_helper
-from trace_cache import cached_file
+from shared_traces import traced_encoder
 
 from structsam_export.methods import make_method, method_class
 from structsam_export.patch import patched
 from structsam_export.rewrite import FORMS, RULES, run_in_order
-from structsam_export.trace import trace_encoder
 
 FLOAT, INT = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
 # Those of every form included.
@@ -119,10 +118,6 @@ def traced(method, variant, layers, batch, opset=18):
 def traced_once(method, variant, layers, batch, opset):
     """`traced`, from the cache of the test run."""
 
-    def trace(path):
-        encoder = tiny_encoder(image=(96, 96))
-        with patched(encoder, make_method(method, 0.5, variant), layers):
-            trace_encoder(encoder, 96, path, batch=batch, opset=opset)
-
-    layers_named = ".".join(map(str, layers))
-    return onnx.load(cached_file(f"{method}-{variant}-{layers_named}-b{batch}-o{opset}.onnx", trace))
+    encoder = tiny_encoder(image=(96, 96))
+    with patched(encoder, make_method(method, 0.5, variant), layers):
+        return onnx.load(traced_encoder(encoder, 96, batch=batch, opset=opset))

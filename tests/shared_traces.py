@@ -6,19 +6,25 @@ import copy
 import gc
 import hashlib
 import json
+import re
 import shutil
 import sys
+from contextlib import contextmanager
 from functools import wraps
+from unittest import mock
 
 import torch
 from trace_cache import cached_file
 
 from structsam_export import pipeline, trace
 from structsam_export.folder import PARTS, ExportFolder, companion, raw_name
+from structsam_export.hosts import geometry_of
+from structsam_export.patch.encoder import patch_of
 
 # Options that do not change a trace; rate and layers are in the methods of the blocks.
 LATER = ("precision", "form", "backend", "target", "images", "checkpoint", "rate", "layers")
-own_stage, own_decoder, own_export = pipeline.trace_stage, trace.trace_decoder, torch.onnx.export
+own_stage, own_export = pipeline.trace_stage, torch.onnx.export
+own_encoder, own_decoder = trace.trace_encoder, trace.trace_decoder
 
 
 @wraps(own_export)
@@ -34,6 +40,17 @@ def export_without_coverage(*arguments, **options):
         sys.settrace(tracer)
 
 
+@contextmanager
+def sharing():
+    """While this lasts, exports take their traces from the cache, and tracing is left out of coverage.
+
+    Every test runs in it (`conftest.traces_are_shared`); fixtures of a module or session start before, and ask for it.
+    """
+    staged = mock.patch("structsam_export.pipeline.trace_stage", trace_stage)
+    with mock.patch("torch.onnx.export", export_without_coverage), staged:
+        yield
+
+
 def key_of(*facts):
     """A file name for everything a trace depends on."""
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
@@ -46,15 +63,40 @@ def trace_stage(job, folder):
 
     def make(place):
         place.mkdir()
-        trace.trace_decoder = decoder_of(job)
+        trace.trace_encoder, trace.trace_decoder = trace_encoder, decoder_of(job)
         try:
             own_stage(job, ExportFolder(place, copy.deepcopy(folder.manifest)))
         finally:
-            trace.trace_decoder = own_decoder
+            trace.trace_encoder, trace.trace_decoder = own_encoder, own_decoder
 
     copy_parts(cached_file(key_of(*facts), make), folder.path, PARTS)
     folder.add(*(raw_name(part) for part in PARTS))
     folder.write()
+
+
+def trace_encoder(encoder, image_size, path, **options):
+    """`trace.trace_encoder` from the cache."""
+    copy_parts(traced_encoder(encoder, image_size, **options).parent, path.parent, ["encoder"])
+
+
+def traced_encoder(encoder, image_size, *, batch=1, opset=trace.OPSET, boxes=False):
+    """Path of a (patched) encoder's trace, made once for the same weights, roles and options; not to be changed.
+
+    For tests that leave the package's own code as it is: what they replace in it is no part of the key.
+    """
+    patch = patch_of(encoder)
+    roles = re.sub(" at 0x[0-9a-f]+", "", repr(patch.roles if patch else None))  # of functions: their names tell enough
+    weights = hashlib.sha256()
+    for name, value in encoder.state_dict().items():
+        weights.update(name.encode() + value.numpy().tobytes())
+    facts = [str(geometry_of(encoder)), weights.hexdigest(), roles, image_size, batch, opset, boxes]
+
+    def make(place):
+        place.mkdir()
+        with sharing():
+            own_encoder(encoder, image_size, place / raw_name("encoder"), batch=batch, opset=opset, boxes=boxes)
+
+    return cached_file(key_of("encoder", *facts), make) / raw_name("encoder")
 
 
 def decoder_of(job):

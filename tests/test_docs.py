@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import shared_traces
+from demo_exports import demo_export
 from PIL import Image
 
 from structsam_export.catalogue import catalogue, markdown
@@ -217,18 +217,15 @@ def test_the_readme_fits_on_three_screens_and_has_a_picture():
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    """An export of the demo model, nothing merged: its folder, and the model itself."""
-    from structsam_export.config import ExportConfig
+def exported():
+    """An export of the demo model: its folder, and the model itself, patched alike."""
+    from structsam_export.methods import make_method
     from structsam_export.models import load_model
-    from structsam_export.pipeline import rewrite_folder, trace_only
+    from structsam_export.patch import patched
 
-    folder = tmp_path_factory.mktemp("onnx") / "none"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("structsam_export.pipeline.trace_stage", shared_traces.trace_stage)
-        trace_only(ExportConfig(method="none", precision="fp32", backend="none"), folder)
-    rewrite_folder(folder)
-    return folder, load_model("demo").sam
+    sam = load_model("demo").sam
+    with patched(sam.image_encoder, make_method("structsam", 0.5), range(8)):
+        yield demo_export(), sam
 
 
 def test_tensors_are_those_of_the_table(exported):

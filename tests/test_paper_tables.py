@@ -15,6 +15,7 @@ import onnx_graphsurgeon as gs
 import pytest
 import torch
 from conftest import tiny_encoder
+from shared_traces import traced_encoder
 
 from structsam_export.config import ExportConfig
 from structsam_export.geometry import GEOMETRIES
@@ -28,7 +29,6 @@ from structsam_export.methods.sparsesam import SparseSAM
 from structsam_export.rewrite import apply_rules
 from structsam_export.roles import assign
 from structsam_export.schedule import resolve
-from structsam_export.trace import trace_encoder
 
 B, L, H = (GEOMETRIES[name] for name in ("vit_b", "vit_l", "vit_h"))
 LAYERS = {"last5": (7, 8, 9, 10, 11), "global": (2, 5, 8, 11), "all": tuple(range(12))}
@@ -424,29 +424,37 @@ MORE = [
     case("none", "dense", 0.0, mlp="residual-consistency", mlp_density=0.3),
     case("sparsesam", "diagonal", 0.75, mlp="residual-consistency", mlp_density=0.25),
 ]
-SIZE = (160, 4)  # pixels, window: 10x10 tokens in 3x3 windows with pads
-# By variant. 12x12 tokens, of whose keys the same half stays for every image; 24x24 in SAM's windows, which makes 9
-# blocks of 64 keys, cells that are ranked, and tiles of 8x8.
+PLAIN = [config for param in ALL for config in param.values]
+# Pixels and window by variant. 12x12 tokens, of whose keys the same half stays for every image; 24x24 in SAM's windows,
+# which makes 9 blocks of 64 keys, cells that are ranked, and tiles of 8x8.
 SIZES = {"stripe": (192, 8), "diagonal": (384, 14)}
+
+
+def encoder_for(config):
+    """Two blocks, a global one first, for SparseSAM; else 6x6 tokens, padded windows, block 1 of 3 global."""
+    if config.variant not in SIZES:
+        return tiny_encoder(image=(96, 96))
+    image, window = SIZES[config.variant]
+    return tiny_encoder(image=(image, image), window=window, depth=2, global_layers=(0,))
 
 
 @pytest.mark.parametrize("config", [*ALL, *MORE])
 def test_the_graph_is_the_closed_form(tmp_path, config):
-    """Traced with a global block first, then a windowed one; and once more after rewriting."""
-    image, window = SIZES.get(config.variant, SIZE)
-    encoder = tiny_encoder(image=(image, image), window=window, depth=2, global_layers=(0,))
+    """As traced, and once more after rewriting; two images, where other tests trace the same."""
+    merging = issubclass(method_class(config.method), MergeMethod) and config in PLAIN
+    batch, encoder = (2 if merging else 1), encoder_for(config)
     geometry = geometry_of(encoder)
-    schedule = resolve(config, geometry)
-    traced, rewritten = tmp_path / "traced.onnx", tmp_path / "rewritten.onnx"
+    schedule = resolve(replace(config, layers="0-1") if merging else config, geometry)
+    rewritten = tmp_path / "rewritten.onnx"
     with schedule.patched(encoder):
-        trace_encoder(encoder, image, traced, boxes=schedule.prompt_aware)
+        traced = traced_encoder(encoder, geometry.image_size, batch=batch, boxes=schedule.prompt_aware)
     expected = paper_macs(geometry, schedule.blocks, mlp=schedule.mlp) + beyond_paper(geometry, schedule)
-    assert graph_macs(traced) == expected
+    assert graph_macs(traced) == batch * expected
     graph = gs.import_onnx(onnx.load(traced))
     apply_rules(graph)
     onnx.save(gs.export_onnx(graph), rewritten)
     norms = 2 * 5 * geometry.grid[0] * geometry.grid[1] * geometry.out_channels  # the neck's, as LayerNormalization
-    assert graph_macs(rewritten) == expected + folded_later(geometry, schedule) + norms
+    assert graph_macs(rewritten) == batch * (expected + folded_later(geometry, schedule) + norms)
 
 
 def test_fvcore_counts_the_patched_module_so_too():

@@ -1,4 +1,4 @@
-"""Tracing beyond the default: batches, other opsets, every layer preset."""
+"""Tracing beyond the default: batches, other opsets, blocks that do not merge."""
 
 from __future__ import annotations
 
@@ -8,45 +8,41 @@ import onnxruntime
 import pytest
 import torch
 from conftest import tiny_encoder
+from graphs import traced
 
 from structsam_export.methods import make_method
 from structsam_export.patch import patched
 from structsam_export.rewrite import rewrite
-from structsam_export.trace import decision_names, encoder_with_decisions, trace_encoder
+from structsam_export.trace import decision_names, encoder_with_decisions
 
 
-def traced(tmp_path, method, layers, batch=1, opset=18):
-    """Eager outputs and those of the rewritten file, for random images."""
+def computed(tmp_path, variant, layers, opset=18):
+    """Eager outputs for two random images, those of the rewritten file, by the names of its outputs, and its path."""
     encoder = tiny_encoder(image=(96, 96))
-    image = torch.randn(batch, 3, 96, 96, generator=torch.Generator().manual_seed(3))
-    with patched(encoder, method, layers):
-        with torch.no_grad():
-            want = encoder_with_decisions(encoder)(image)
-        names = decision_names(encoder)
-        trace_encoder(encoder, 96, tmp_path / "raw.onnx", batch=batch, opset=opset)
-    rewrite(tmp_path / "raw.onnx", tmp_path / "new.onnx", keep_outputs=("image_embeddings", *names))
+    image = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(3))
+    with patched(encoder, make_method("structsam", 0.5, variant), layers), torch.no_grad():
+        want = encoder_with_decisions(encoder)(image)
+        names = ["image_embeddings", *decision_names(encoder)]
+    onnx.save(traced("structsam", variant, layers, 2, opset), str(tmp_path / "raw.onnx"))
+    rewrite(tmp_path / "raw.onnx", tmp_path / "new.onnx", keep_outputs=names)
     session = onnxruntime.InferenceSession(str(tmp_path / "new.onnx"), providers=["CPUExecutionProvider"])
-    return want, session.run(None, {"image": image.numpy()}), tmp_path / "new.onnx"
+    assert [o.name for o in session.get_outputs()] == names
+    return want, dict(zip(names, session.run(None, {"image": image.numpy()}))), tmp_path / "new.onnx"
 
 
 @pytest.mark.parametrize("variant", ["cell", "bsm"])
 def test_batch_of_two(tmp_path, variant):
-    want, got, _ = traced(tmp_path, make_method("structsam", 0.5, variant), (0, 1, 2), batch=2)
-    assert len(want) == len(got) == 10
-    np.testing.assert_allclose(got[0], want[0].numpy(), atol=2e-5)
-    for a, b in zip(got[1:], want[1:], strict=True):
+    """Block 2, which merges nothing, is folded as segment_anything's and tells no decision."""
+    want, got, _ = computed(tmp_path, variant, (0, 1))
+    assert list(got)[1:] == [f"plan.{i}.{part}" for i in (0, 1) for part in ("pos", "slot", "sources")]
+    made = list(got.values())
+    np.testing.assert_allclose(made[0], want[0].numpy(), atol=2e-5)
+    for a, b in zip(made[1:], want[1:], strict=True):
         assert (a == b.numpy()).all()
 
 
 @pytest.mark.parametrize("opset", [20, 23])
 def test_other_opsets(tmp_path, opset):
-    want, got, path = traced(tmp_path, make_method("structsam", 0.5), (0, 1), opset=opset)
-    np.testing.assert_allclose(got[0], want[0].numpy(), atol=2e-5)
+    want, got, path = computed(tmp_path, "cell", (0, 1, 2), opset)
+    np.testing.assert_allclose(got["image_embeddings"], want[0].numpy(), atol=2e-5)
     assert onnx.load(str(path)).opset_import[0].version == opset
-
-
-def test_unmerged_blocks_are_folded_too(tmp_path):
-    want, got, path = traced(tmp_path, make_method("structsam", 0.5), (1,))
-    np.testing.assert_allclose(got[0], want[0].numpy(), atol=2e-5)
-    names = {o.name for o in onnx.load(str(path)).graph.output}
-    assert names == {"image_embeddings", "plan.1.pos", "plan.1.slot", "plan.1.sources"}

@@ -41,7 +41,7 @@ def cached_file(name, make):
 def sources():
     """A hash of all that a file may depend on: the package, what builds the tests' models, and the libraries."""
     digest = hashlib.sha256(repr([sys.version, *(version(name) for name in LIBRARIES)]).encode())
-    for path in (*sorted(PACKAGE.rglob("*.py")), TESTS / "conftest.py", TESTS / "graphs.py"):
+    for path in (*sorted(PACKAGE.rglob("*.py")), TESTS / "conftest.py", TESTS / "tiny_model.py"):
         digest.update(f"{path.name} {len(path.read_bytes())} ".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -71,7 +71,11 @@ def tiled(attn: AttentionView, x: Tensor, left: list[Tensor], plan: Keys, shape:
 
     weights = torch.cat([shared, own.flatten(2, 3)], -1).softmax(-1)
     to_shared, to_own = weights.split([shared.shape[-1], own.shape[-1]], -1)
-    y = to_shared @ v + (to_own.unflatten(2, groups.shape) @ own_v).flatten(2, 3)
+    y = to_shared @ v
+    if groups.shape[1] == 1:  # a token alone: of a product, onnxscript would drop the reshapes that it needs
+        y = y + to_own * own_v.flatten(2, 3)
+    else:
+        y = y + (to_own.unflatten(2, groups.shape) @ own_v).flatten(2, 3)
     flat = [token for group in listed for token in group]
     return y.index_select(2, torch.tensor(sorted(range(N), key=flat.__getitem__), device=x.device))
 

@@ -370,4 +370,4 @@ def test_ctrl_c_ends_the_workers(tmp_path):
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, ""), err
     assert "Interrupted" in err
-    assert not any(worker.is_running() for worker in workers)
+    assert not psutil.wait_procs(workers, timeout=30)[1]

@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
+import shutil
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from demo_exports import demo_export
 from graphs import traced
 from precision_graphs import casts, session, types
 
 from structsam_export.backends import backend
 from structsam_export.folder import OUTPUTS
-from structsam_export.methods import make_method
-from structsam_export.models import load_model
-from structsam_export.patch import patched
 from structsam_export.precision import calibrate, convert, fake_quantised
 from structsam_export.rewrite import rewrite
 from structsam_export.runtime.prompts import decoder_profile
-from structsam_export.trace import trace_decoder, trace_encoder
 
-CASES = [("none", None), ("structsam", "cell"), ("structsam", "bsm"), ("tome", None), ("cubist", None)]
+# Method, variant, merging blocks and batch, as other tests trace them.
+CASES = [
+    ("none", "dense", (), 2),
+    ("structsam", "cell", (0, 1), 2),
+    ("structsam", "bsm", (0, 1), 2),
+    ("tome", "alternate", (0, 1), 2),
+    ("cubist", "window", (0, 1, 2), 1),
+]
 EXACT = {"TopK", "ArgMin", "ArgMax", "Less", "Greater", "Sin", "Cos", "LayerNormalization", "Sqrt"}
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join(filter(None, case)))
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join(case[:2]))
 def tiny(request, tmp_path_factory):
-    """A tiny random-weight encoder of three blocks, traced with merging everywhere, rewritten and converted."""
+    """A tiny random-weight encoder of three blocks, traced, rewritten and converted."""
     folder = tmp_path_factory.mktemp("tiny")
-    onnx.save(traced(*request.param, (0, 1, 2), 1), str(folder / "raw.onnx"))
+    onnx.save(traced(*request.param), str(folder / "raw.onnx"))
     rewrite(folder / "raw.onnx", folder / "encoder.onnx", keep_outputs=OUTPUTS["encoder"])
-    image = np.random.default_rng(0).standard_normal((1, 3, 96, 96)).astype(np.float32)
+    image = np.random.default_rng(0).standard_normal((request.param[3], 3, 96, 96)).astype(np.float32)
     result = convert(
         folder / "encoder.onnx", folder / "fp16.onnx", "fp16", calibrate(folder / "encoder.onnx", [{"image": image}])
     )
@@ -78,15 +84,7 @@ def test_fake_quantised_encoder_is_near_and_finite(tiny):
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     """The demo model's encoder with structsam .5 and its decoder, rewritten, in float32."""
-    folder = tmp_path_factory.mktemp("demo")
-    sam = load_model("demo").sam
-    encoder = sam.image_encoder
-    with patched(encoder, make_method("structsam", 0.5, None), tuple(range(len(encoder.blocks)))):
-        trace_encoder(encoder, 512, folder / "raw.onnx")
-    rewrite(folder / "raw.onnx", folder / "encoder.onnx", keep_outputs=OUTPUTS["encoder"])
-    trace_decoder(sam, folder / "raw.decoder.onnx")
-    rewrite(folder / "raw.decoder.onnx", folder / "decoder.onnx", keep_outputs=OUTPUTS["decoder"])
-    return folder
+    return Path(shutil.copytree(demo_export(), tmp_path_factory.mktemp("demo") / "export"))
 
 
 def test_file_has_half_the_size(demo):

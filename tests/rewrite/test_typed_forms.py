@@ -14,7 +14,7 @@ from structsam_export.rewrite.subgraphs import all_nodes
 
 DEPTH, OPSET = 3, 23
 OPERATORS = {"attention": "Attention", "ort-cpu": "MultiHeadAttention"}
-IMAGES = [{"image": np.random.default_rng(0).standard_normal((1, 3, 96, 96)).astype(np.float32)}]
+IMAGES = [{"image": np.random.default_rng(0).standard_normal((2, 3, 96, 96)).astype(np.float32)}]
 TYPED_CASES = [("none", "dense"), ("structsam", "cell")]
 each_typed_form = pytest.mark.parametrize("form", OPERATORS)
 each_kind = pytest.mark.parametrize("kind", ["fp16", "bf16"])
@@ -27,7 +27,7 @@ def typed(request, tmp_path_factory):
     layers = () if request.param[0] == "none" else tuple(range(DEPTH))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mlp_blocks, "ROWS", 8)
-        onnx.save(traced(*request.param, layers, 1, OPSET), str(folder / "raw.onnx"))
+        onnx.save(traced(*request.param, layers, 2, OPSET), str(folder / "raw.onnx"))
         rewrite(folder / "raw.onnx", folder / "encoder.onnx", keep_outputs=("image_embeddings",))
         amax = calibrate(folder / "encoder.onnx", IMAGES)
         for kind in ("fp16", "bf16"):
@@ -38,7 +38,7 @@ def typed(request, tmp_path_factory):
 
 
 def embeddings(path, fake=False):
-    """What a file computes of one image, as it is or fake-quantised."""
+    """What a file computes of two images, as it is or fake-quantised."""
     if fake:
         fake_quantised(path, path.with_suffix(".fake.onnx"))
         path = path.with_suffix(".fake.onnx")
