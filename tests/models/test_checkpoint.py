@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import save_file
 
 from structsam_export.errors import CheckpointError
-from structsam_export.models.checkpoint import load_into, read_state_dict
+from structsam_export.models.checkpoint import read_state_dict
 from structsam_export.models.demo import build_demo
+from structsam_export.models.fit import load_into
 
 WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.tensor([1.5, -2.0], dtype=torch.float16)}
 EMBED = "image_encoder.patch_embed.proj.weight"
