@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from structsam_export.errors import shortened
-from structsam_export.schema import Misfit, between, check, digest, one_of, require
+from structsam_export.schema import Misfit, between, check, digest, one_of, require, share
 
 PARTS = ("encoder", "decoder")
 
@@ -79,7 +79,7 @@ def check_architecture(architecture: dict[str, Any]) -> None:
         "encoder": dict,
         "decoder": dict.fromkeys(DECODER_KEYS, between(1, 1 << 16)),
         **dict.fromkeys(("qkv_bias", "positions"), bool),
-        **dict.fromkeys(("encoder_eps", "decoder_eps"), float),
+        **dict.fromkeys(("encoder_eps", "decoder_eps"), share),
     }
     require(architecture, form, where)
     check(architecture, form, where)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from structsam_export.errors import CheckpointError, shortened
 from structsam_export.models.beside import read_object
 from structsam_export.models.reading import Stated
-from structsam_export.schema import Misfit, between, check, fits
+from structsam_export.schema import Misfit, between, check, fits, share
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,11 +61,11 @@ FORM: dict[Any, Any] = {
         **dict.fromkeys(("image_size", "num_attention_heads"), size),
         "window_size": between(0, 1 << 16),
         "global_attn_indexes": [between(0, 1 << 16)],
-        "layer_norm_eps": float,
+        "layer_norm_eps": share,
         "hidden_act": str,
     },
     "prompt_encoder_config": {"image_size": size, "hidden_act": str},
-    "mask_decoder_config": {"num_attention_heads": size, "layer_norm_eps": float, "hidden_act": str},
+    "mask_decoder_config": {"num_attention_heads": size, "layer_norm_eps": share, "hidden_act": str},
 }
 ACTIVATIONS = {"vision_config": "gelu", "prompt_encoder_config": "gelu", "mask_decoder_config": "relu"}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
