@@ -96,16 +96,19 @@ def _check_fit(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], path
     found = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
     lines = [f"  {len(items)} {what}: {first(items)}" for what, items in found.items() if items]
     if lines:
+        name = "the architecture read from it" if model_name == "auto" else f"model '{model_name}'"
         raise CheckpointError(
-            f"{path} does not fit model '{model_name}':\n" + "\n".join(lines) + "\n"
-            f"{_advice(expected, state, unexpected)}"
+            f"{path} does not fit {name}:\n" + "\n".join(lines) + "\n"
+            f"{_advice(expected, state, unexpected, model_name)}"
         )
 
 
-def _advice(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], unexpected: list[str]) -> str:
+def _advice(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], unexpected: list[str], model_name: str) -> str:
     """What to do with weights that do not fit."""
     if kind := relative_of(unexpected):
         return f"It looks like {kind}"
+    if model_name == "auto":
+        return "Pass a checkpoint of segment_anything's Sam or of transformers' SamModel, and of nothing else."
     ours: tuple[int, ...] = tuple(expected[POSITIONS].shape)
     theirs: tuple[int, ...] = tuple(state[POSITIONS].shape) if POSITIONS in state else ()
     if len(theirs) == 4 and theirs[1:3] != ours[1:3] and theirs[3] == ours[3] and PATCH_EMBED in state:

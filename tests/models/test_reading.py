@@ -212,6 +212,13 @@ def test_positions_that_were_never_resized_compute_what_segment_anything_does(tm
         assert torch.allclose(loaded.sam.image_encoder(image), made.image_encoder(image), atol=1e-5)
 
 
+def test_weights_that_are_not_sam_s_are_listed(tmp_path):
+    torch.save({**random_sam().state_dict(), "classifier.weight": torch.ones(1)}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError) as caught:
+        load_model("auto", tmp_path / "w.pth")
+    assert "does not fit the architecture read from it:\n  1 unexpected: classifier.weight\nPass" in str(caught.value)
+
+
 def test_what_an_earlier_run_has_read_is_built_without_reading(tmp_path):
     torch.save(random_sam().state_dict(), tmp_path / "w.pth")
     recorded = replace(SMALL, decoder=replace(SMALL.decoder, heads=4))
