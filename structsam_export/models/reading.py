@@ -206,7 +206,8 @@ def _count(state: Mapping[str, Tensor], pattern: str) -> int:
     numbers = {int(found[1]) for name in state if (found := re.match(pattern, name)) and len(found[1]) < 6}
     if not numbers or numbers != set(range(len(numbers))) or len(numbers) > DEEPEST:
         shown = ", ".join(map(str, sorted(numbers)[:16])) or "none"
-        raise _Unreadable(f"of {pattern.replace(chr(92), '')} they have {shown}")
+        parts = pattern.replace(r"(\d+)", "N").replace("\\", "").rstrip(".")
+        raise _Unreadable(f"of {parts} they have {shown}")
     return len(numbers)
 
 

@@ -133,7 +133,7 @@ def test_two_different_position_encodings_are_refused(hf, tmp_path):
     refused(tmp_path / "w.pth", "two different tensors for prompt_encoder.pe_layer", "save it again")
 
 
-def test_a_folder_of_another_directory_depth_has_the_same_identity(saved):
+def test_a_folder_and_the_file_in_it_are_one_checkpoint(saved):
     assert load_model("auto", saved).sha256 == load_model("auto", saved / "model.safetensors").sha256
 
 
