@@ -10,6 +10,7 @@ from typing import Any
 
 from structsam_export.backends import BACKENDS
 from structsam_export.errors import ArtifactError, UsageError, shortened, unknown_name
+from structsam_export.paths import checkpoint_name
 from structsam_export.reading import read_bytes
 from structsam_export.rewrite import FORMS
 from structsam_export.schema import Misfit, check
@@ -18,12 +19,13 @@ SCHEMA = 1
 LARGEST_BATCH = 1024
 LONGEST_NAME = 150  # bytes of a default folder's name, which gets endings for temporary files
 PRECISIONS = ("auto", "fp16", "fp32", "bf16")
+PREPROCESSINGS = ("auto", "sam", "medsam")
 # Forms that only some backends build (none: they are run as ONNX).
 BUILT_BY: dict[str, tuple[str, ...]] = {"ort-cpu": ()}
 OPTIONAL_TEXT = (str, None)
 # `ExportConfig` as a manifest has it.
 PLAIN: dict[Any, Any] = {
-    **dict.fromkeys(("model", "method", "mlp", "precision", "backend", "target", "form"), str),
+    **dict.fromkeys(("model", "preprocessing", "method", "mlp", "precision", "backend", "target", "form"), str),
     **dict.fromkeys(("checkpoint", "variant", "layers", "compat"), OPTIONAL_TEXT),
     "rate": (float, str, None),
     "mlp_density": (float, None),
@@ -39,16 +41,18 @@ PLAIN: dict[Any, Any] = {
 class ExportConfig:
     """Options of one export.
 
-    `checkpoint` and `images` are paths as text; `rate` is the fraction of tokens removed, as a number or by layers
-    ("0.3:0-5,0.6:6-11"), None for the method's default; `layers` None for the method's own (all, but for cubist from
-    a quarter of the depth on); `params` are the method's own parameters as (name, value) pairs; `precision` "auto"
-    becomes fp16, or fp32 where that would not do; `target` is a comma list of sm86, sm89, ... or "current", or "auto"
-    (this GPU, else sm86,sm89); `form` is what the graph is written for: "portable", "attention" (ONNX's operator,
-    opset 23) or "ort-cpu" (ONNX Runtime on a CPU, FP32).
+    `model` "auto" reads the architecture from `checkpoint`, and becomes "demo" where there is none; `preprocessing`
+    "auto" is the model's own ("sam" for one that is read). `checkpoint` and `images` are paths as text; `rate` is the
+    fraction of tokens removed, as a number or by layers ("0.3:0-5,0.6:6-11"), None for the method's default; `layers`
+    None for the method's own (all, but for cubist from a quarter of the depth on); `params` are the method's own
+    parameters as (name, value) pairs; `precision` "auto" becomes fp16, or fp32 where that would not do; `target` is a
+    comma list of sm86, sm89, ... or "current", or "auto" (this GPU, else sm86,sm89); `form` is what the graph is
+    written for: "portable", "attention" (ONNX's operator, opset 23) or "ort-cpu" (ONNX Runtime on a CPU, FP32).
     """
 
-    model: str = "demo"
+    model: str = "auto"
     checkpoint: str | None = None
+    preprocessing: str = "auto"
     method: str = "structsam"
     rate: float | str | None = None
     variant: str | None = None
@@ -69,6 +73,10 @@ class ExportConfig:
     def __post_init__(self) -> None:
         if self.checkpoint == "" or "" in self.images:
             raise UsageError("The path of the checkpoint or of an image is empty. Pass one, or leave it away.")
+        if self.model == "auto" and self.checkpoint is None:
+            object.__setattr__(self, "model", "demo")
+        if self.preprocessing not in PREPROCESSINGS:
+            raise unknown_name("preprocessing", self.preprocessing, PREPROCESSINGS)
         if self.precision not in PRECISIONS:
             raise UsageError(f"Precision '{self.precision}' is not available. Choose from: {', '.join(PRECISIONS)}.")
         if self.backend not in ("auto", "none", *BACKENDS):
@@ -106,9 +114,15 @@ class ExportConfig:
         """Whether a backend takes graphs of this form."""
         return self.form not in BUILT_BY or backend == "onnxruntime" or backend in BUILT_BY[self.form]
 
+    @property
+    def model_name(self) -> str:
+        """What folders and reports call the model: its name, or its checkpoint's if that is what it is read from."""
+        name = checkpoint_name(self.checkpoint) if self.model == "auto" and self.checkpoint else self.model
+        return name if self.preprocessing == "auto" else f"{name}-{self.preprocessing}"
+
     def folder_name(self, rate: float | str) -> str:
         """Default output folder: <model>-<method>-r<rate*100>-<precision>; other options only where they are given."""
-        parts = [self.model, self.method]
+        parts = [self.model_name, self.method]
         if self.variant:
             parts.append(self.variant)
         parts += [option for option in (self.compat, *(f"{k}{v}" for k, v in self.params)) if option]
@@ -125,7 +139,7 @@ class ExportConfig:
         if len(name.encode()) <= LONGEST_NAME:
             return name
         short = hashlib.sha256(name.encode()).hexdigest()[:12]  # file systems end names at 255 bytes
-        return f"{self.model}-{self.method}-{short}-{'-'.join([self.precision, *form])}"
+        return f"{self.model_name}-{self.method}-{short}-{'-'.join([self.precision, *form])}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, with the schema's version."""

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from structsam_export.config import ExportConfig
-from structsam_export.console import console, stage
+from structsam_export.console import console, note, stage
 from structsam_export.environment import versions
 from structsam_export.errors import ArtifactError, UsageError
 from structsam_export.folder import ExportFolder, Manifest
+from structsam_export.models.architecture import Architecture
 from structsam_export.schedule import Request, Schedule
 
 if TYPE_CHECKING:
@@ -34,19 +35,19 @@ class Job:
     schedule: Schedule
 
     @classmethod
-    def prepare(cls, config: ExportConfig) -> Job:
+    def prepare(cls, config: ExportConfig, architecture: Architecture | None = None) -> Job:
         """Check the request and load the model; everything that can be refused is refused here.
+
+        Args:
+            config: the request.
+            architecture: of a model that is read from its checkpoint, as an earlier run has read it.
 
         Raises:
             UsageError: unknown names, rates out of range, or options that do not go together.
             CheckpointError: the weights cannot be used.
         """
-        from structsam_export.models import load_model
-
         request = Request.of(config)
-        with stage(f"load {config.model}"):
-            loaded = load_model(config.model, Path(config.checkpoint) if config.checkpoint else None)
-        return cls.of_model(request, loaded)
+        return cls.of_model(request, loaded_for(config, architecture))
 
     @classmethod
     def of_model(cls, request: Request, loaded: LoadedModel) -> Job:
@@ -85,7 +86,9 @@ class Job:
         config = folder.config
         where, photos = checkpoint or config.checkpoint, tuple(images) or config.images
         try:
-            job = cls.prepare(replace(config, checkpoint=where, images=photos))
+            known = folder.manifest.model.get("architecture")
+            architecture = Architecture.from_dict(known) if known else None
+            job = cls.prepare(replace(config, checkpoint=where, images=photos), architecture)
         except UsageError as error:  # names and rates of the manifest, not of the command line
             raise ArtifactError(f"The configuration of {folder.path} cannot be used: {error}") from error
         exported = str(folder.manifest.model.get("sha256"))
@@ -104,7 +107,7 @@ class Job:
     @property
     def label(self) -> str:
         """A short name for the rows of tables: method, options and rate, and a precision other than FP32."""
-        return self.name.removeprefix(f"{self.config.model}-").removesuffix("-fp32")
+        return self.name.removeprefix(f"{self.config.model_name}-").removesuffix("-fp32")
 
     @property
     def default_folder(self) -> Path:
@@ -119,11 +122,14 @@ class Job:
         """A manifest with no files yet."""
         loaded = self.loaded
         model: dict[str, Any] = {
-            "checkpoint": loaded.checkpoint.name,
+            "checkpoint": loaded.checkpoint.name or loaded.checkpoint.resolve().name,
+            "source": loaded.source,
             "sha256": loaded.sha256,
             "preprocessing": loaded.spec.preprocessing,
             "geometry": loaded.geometry.to_dict(),
         }
+        if loaded.architecture is not None:
+            model["architecture"] = loaded.architecture.to_dict()
         return Manifest(self.config, model, versions())
 
     @property
@@ -137,6 +143,28 @@ class Job:
         for tensor in (*self.loaded.sam.parameters(), *self.loaded.sam.buffers()):
             tensor.data = tensor.data.new_empty(0)
         gc.collect()
+
+
+def loaded_for(config: ExportConfig, architecture: Architecture | None = None) -> LoadedModel:
+    """The model of a configuration; says on stderr what was read from a checkpoint, and what was assumed.
+
+    Raises:
+        UsageError: unknown name.
+        CheckpointError: the weights cannot be used.
+    """
+    from structsam_export.models import load_model
+
+    preprocessing = None if config.preprocessing == "auto" else config.preprocessing
+    with stage(f"load {config.model_name}"):
+        checkpoint = Path(config.checkpoint) if config.checkpoint else None
+        loaded = load_model(config.model, checkpoint, preprocessing=preprocessing, architecture=architecture)
+    if config.model == "auto" and architecture is None:
+        note(f"  read from the weights: {loaded.spec.title}")
+        if preprocessing is None:
+            medsam = "medsam" in str(config.checkpoint).lower()
+            hint = "Its name says MedSAM: then pass" if medsam else "MedSAM's weights need"
+            note(f"  assumed: SAM's preprocessing. {hint} --preprocessing medsam, which weights do not say.")
+    return loaded
 
 
 def photos_for(config: ExportConfig, geometry: EncoderGeometry) -> list[Photo]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from structsam_export.errors import shortened
-from structsam_export.schema import Misfit, between, check, digest, one_of, require
+from structsam_export.schema import Misfit, between, check, digest, one_of, require, share
 
 PARTS = ("encoder", "decoder")
 
@@ -21,7 +21,12 @@ def record(value: Any) -> str | None:
 # What a manifest may be, see `schema`.
 FORM: dict[Any, Any] = {
     "config": dict,
-    "model": {"checkpoint": str, "sha256": digest, "preprocessing": one_of("sam", "medsam"), "geometry": dict},
+    "model": {
+        **dict.fromkeys(("checkpoint", "source"), str),
+        "sha256": digest,
+        "preprocessing": one_of("sam", "medsam"),
+        **dict.fromkeys(("geometry", "architecture"), dict),
+    },
     "versions": {str: str},
     "files": {str: record},
     "engines": [
@@ -43,16 +48,17 @@ FORM: dict[Any, Any] = {
     },
 }
 ENGINE_KEYS = ("file", "part", "backend", "version", "sm", "sha256", "bytes")
+DECODER_KEYS = ("mask_channels", "layers", "heads", "inner_dim", "mlp_dim", "masks", "iou_layers", "iou_dim")
+DEEPEST = 256  # blocks, as in `models.reading`
 GEOMETRY_KEYS = ("image_size", "patch_size", "dim", "depth", "heads", "mlp_dim", "out_channels")
 
 
-def check_geometry(geometry: dict[str, Any]) -> None:
+def check_geometry(geometry: dict[str, Any], where: str = "manifest.model.geometry") -> None:
     """Compare a model's sizes in a manifest with what they may be.
 
     Raises:
         Misfit: missing, or out of all proportion.
     """
-    where = "manifest.model.geometry"
     names = (*GEOMETRY_KEYS, "grid", "windows")
     require(geometry, names, where)
     check(geometry, {**dict.fromkeys(GEOMETRY_KEYS, between(1, 1 << 16)), "grid": [side], "windows": [window]}, where)
@@ -60,6 +66,30 @@ def check_geometry(geometry: dict[str, Any]) -> None:
         raise Misfit(f"{where} has an unknown '{shortened(unknown[0])}'")
     if len(geometry["grid"]) != 2 or len(geometry["windows"]) != geometry["depth"]:
         raise Misfit(f"{where} has a grid or windows of another length")
+
+
+def check_architecture(architecture: dict[str, Any]) -> None:
+    """Compare what was read from weights, in a manifest, with what it may be.
+
+    Raises:
+        Misfit: missing, or out of all proportion.
+    """
+    where = "manifest.model.architecture"
+    form = {
+        "encoder": dict,
+        "decoder": dict.fromkeys(DECODER_KEYS, between(1, 1 << 16)),
+        **dict.fromkeys(("qkv_bias", "positions"), bool),
+        **dict.fromkeys(("encoder_eps", "decoder_eps"), share),
+    }
+    require(architecture, form, where)
+    check(architecture, form, where)
+    require(architecture["decoder"], DECODER_KEYS, f"{where}.decoder")
+    check_geometry(architecture["encoder"], f"{where}.encoder")
+    for part, known in ((architecture, form), (architecture["decoder"], DECODER_KEYS)):
+        if unknown := [name for name in part if name not in known]:
+            raise Misfit(f"{where} has an unknown '{shortened(unknown[0])}'")
+    if max(architecture["encoder"]["depth"], architecture["decoder"]["layers"]) > DEEPEST:
+        raise Misfit(f"{where} has more than {DEEPEST} blocks")
 
 
 def check_manifest(data: Any) -> None:
@@ -75,3 +105,5 @@ def check_manifest(data: Any) -> None:
         require(engine, ENGINE_KEYS, f"manifest.engines[{i}]")
     if geometry := data["model"].get("geometry"):
         check_geometry(geometry)
+    if architecture := data["model"].get("architecture"):
+        check_architecture(architecture)

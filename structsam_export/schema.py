@@ -82,6 +82,11 @@ def between(low: int, high: int) -> Callable[[Any], str | None]:
     return lambda value: None if _is(value, int) and low <= value <= high else f"not a number from {low} to {high}"
 
 
+def share(value: Any) -> str | None:
+    """The form of numbers above 0 and below 1."""
+    return None if _is(value, float) and 0 < value < 1 else "not a number between 0 and 1"
+
+
 def one_of(*names: str) -> Callable[[Any], str | None]:
     """The form of certain texts."""
     return lambda value: None if isinstance(value, str) and value in names else f"not one of {', '.join(names)}"

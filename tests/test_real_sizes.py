@@ -54,3 +54,33 @@ def test_export_of_a_real_size(name, tmp_path):
     assert report["tokens"]["window"]["n"] == 100
     assert (tmp_path / "out" / "encoder.onnx.data").exists() == (name in ("vit_h",))
     onnx.checker.check_model(str(tmp_path / "out" / "encoder.onnx"))
+
+
+# As Hugging Face's users have them: (files' precision, bytes of a shard, config of the encoder).
+FOLDERS = {
+    "slimsam-77": ("float16", "10MB", {"hidden_size": 168, "mlp_dim": 696}),
+    "sam-vit-base": ("float32", "1GB", {}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize("name", FOLDERS)
+def test_export_of_a_real_folder_of_hugging_face(name, tmp_path):
+    """The layout of facebook/sam-vit-base and of SlimSAM (heads of 14 channels), architecture and all read from it."""
+    from hf_models import hf_sam
+    from PIL import Image
+
+    precision, shard, vision = FOLDERS[name]
+    folder, photo = tmp_path / name, tmp_path / "photo.png"
+    hf_sam(vision, {}, {}).to(getattr(torch, precision)).save_pretrained(folder, max_shard_size=shard)
+    Image.fromarray(bundled_photos(1)[0].image).save(photo)
+    command = [sys.executable, "-m", "structsam_export", "--checkpoint", str(folder), "--image", str(photo)]
+    command += ["--output", str(tmp_path / "out"), "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    assert done.returncode == 0
+    report = json.loads(done.stdout)
+    assert report["passed"] and report["config"]["precision"] == "fp16"
+    assert report["model"]["geometry"]["heads"] == 12
+    assert report["model"]["geometry"]["dim"] == vision.get("hidden_size", 768)
+    onnx.checker.check_model(str(tmp_path / "out" / "encoder.onnx"))

@@ -256,6 +256,7 @@ def test_the_grid_shrinks_once_and_for_all_blocks_that_follow():
 EVERY = ExportConfig(
     model="vit_b",
     checkpoint="a.pth",
+    preprocessing="medsam",
     method="pitome",
     rate="0.3:0-5,0.6:6-11",
     variant="grid",
@@ -304,6 +305,8 @@ def test_a_configuration_of_the_version_before_the_new_fields():
 NAMED = {
     "bare": {},
     "another model": {"model": "vit_b"},
+    "a checkpoint that is read": {"checkpoint": "w.pth"},
+    "another preprocessing": {"preprocessing": "medsam"},
     "another method": {"method": "tome"},
     "another rate": {"rate": 0.25},
     "rates by layer": {"rate": "0.5:0-5"},

@@ -23,10 +23,11 @@ def baselines_of(target: str) -> list[str]:
     own = ExportFolder.read(named(target)[1])
     config = own.config
     form = "" if config.form == "portable" else f"-{config.form}"
-    dense = own.path.absolute().parent / f"{config.model}-none-r0-fp32{form}"
+    dense = own.path.absolute().parent / f"{config.model_name}-none-r0-fp32{form}"
     bare = ExportConfig(
         config.model,
         config.checkpoint,
+        config.preprocessing,
         method="none",
         precision="fp32",
         backend="none",

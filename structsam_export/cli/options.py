@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from structsam_export.backends import BACKENDS
+from structsam_export.config import PREPROCESSINGS
 from structsam_export.errors import UsageError
 from structsam_export.models import MODELS
 
@@ -37,9 +38,23 @@ def options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return apply
 
 
+weights_options = options(
+    click.option(
+        "--model",
+        default="auto",
+        show_default=True,
+        help=f"auto (read from --checkpoint; without one: demo), {', '.join(MODELS)}.",
+    ),
+    click.option("--checkpoint", metavar="PATH", help="Weights: a file, or a folder of Hugging Face's."),
+    click.option(
+        "--preprocessing",
+        default="auto",
+        show_default=True,
+        help=f"Of images: {', '.join(PREPROCESSINGS)}. auto: the model's own, sam for a checkpoint that is read.",
+    ),
+)
 merge_options = options(
-    click.option("--model", default="demo", show_default=True, help=f"One of {', '.join(MODELS)}."),
-    click.option("--checkpoint", metavar="PATH", help="Weights; default: bundled, cached or downloaded."),
+    weights_options,
     click.option("--method", default="structsam", show_default=True, help="Merge method; see 'methods'."),
     click.option("--rate", metavar="RATE", help="Fraction of tokens removed, or by layers: 0.3:0-5,0.6:6-11."),
     click.option("--variant", metavar="NAME", help="Variant of the method."),

@@ -9,9 +9,16 @@ from typing import Any
 
 import click
 
-from structsam_export.cli.options import Command, config_of, json_option, merge_options, options, refuse
+from structsam_export.cli.options import (
+    Command,
+    config_of,
+    json_option,
+    merge_options,
+    options,
+    refuse,
+    weights_options,
+)
 from structsam_export.cli.show import check_file, check_picture, print_json, print_table
-from structsam_export.models import MODELS
 
 dataset_options = options(
     click.option("--dataset", default="bundled", show_default=True, metavar="NAME|DIR", help="Images with true masks."),
@@ -81,8 +88,7 @@ def evaluate(
 
 
 @click.command(cls=Command)
-@click.option("--model", default="demo", show_default=True, help=f"One of {', '.join(MODELS)}.")
-@click.option("--checkpoint", metavar="PATH", help="Weights; default: bundled, cached or downloaded.")
+@weights_options
 @click.option("--methods", default="all", show_default=True, help="METHOD or METHOD:VARIANT,...; METHOD: all variants.")
 @click.option("--rates", default="0.25,0.5,0.7", show_default=True, help="Fractions of tokens removed.")
 @click.option("--layers", default="all", show_default=True, help="Sets of blocks: all, last5, global, 0+3+6-8.")

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 RUNNERS = ("eager", "ort", "engine")
 DENSE = "dense"  # the unpatched model, which differences are taken to
 # Options that change files or speed, but no mask.
-IRRELEVANT = ("schema", "checkpoint", "precision", "form", "backend", "target", "opset", "batch", "images")
+IRRELEVANT = (
+    *("schema", "checkpoint", "preprocessing", "precision", "form", "backend", "target", "opset", "batch", "images"),
+)
 
 
 class Predictor(Protocol):

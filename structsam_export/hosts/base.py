@@ -65,10 +65,6 @@ class Host(Protocol):
         """Prompt encoder and mask decoder as one module with the contract of `trace.py`."""
         ...
 
-    def checkpoint_keys(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """Weights of a checkpoint of this family under the names that its modules have."""
-        ...
-
 
 def unlike(encoder: Any, host: type[Host], error: Exception) -> UsageError:
     """The error for a module that has the class name of a host's encoder but not its parts."""

@@ -6,7 +6,7 @@ add decomposed relative positions to the scores.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -167,10 +167,6 @@ class SegmentAnything:
             {name: dynamic for name, (_, dynamic) in inputs.items()},
             ("low_res_masks", "iou_predictions"),
         )
-
-    def checkpoint_keys(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """Meta's checkpoints already have the modules' own names."""
-        return dict(state)
 
 
 def read_geometry(encoder: Any) -> EncoderGeometry:

@@ -5,16 +5,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from structsam_export.errors import CheckpointError, unknown_name
+from structsam_export.errors import CheckpointError, UsageError, unknown_name
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
 
     from structsam_export.geometry import EncoderGeometry
+    from structsam_export.models.architecture import Architecture
+    from structsam_export.models.checkpoint import Weights
+
+AUTO = "auto"  # the model whose architecture is read from its checkpoint
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,8 @@ class ModelSpec:
 class LoadedModel:
     """A model with its weights: `sam` is float32, in eval mode and needs no gradients.
 
-    `sha256` is the hex digest of the file `checkpoint`.
+    `sha256` is the hex digest of the file `checkpoint`, or of the digests of its files if there are several; `source`
+    is a key of `SOURCES`. `architecture` is what was read from the weights, None for a model of `MODELS`.
     """
 
     spec: ModelSpec
@@ -52,6 +57,8 @@ class LoadedModel:
     checkpoint: Path
     sha256: str
     geometry: EncoderGeometry
+    source: str = "meta"
+    architecture: Architecture | None = None
 
 
 _OFFICIAL = "https://dl.fbaipublicfiles.com/segment_anything/"
@@ -105,36 +112,93 @@ def model_spec(name: str) -> ModelSpec:
         UsageError: unknown name; the message lists the known ones.
     """
     if name not in MODELS:
-        raise unknown_name("model", name, MODELS)
+        raise unknown_name("model", name, (AUTO, *MODELS))
     return MODELS[name]
 
 
-def load_model(name: str, checkpoint: Path | None = None) -> LoadedModel:
-    """Build model `name` and load its weights, from `checkpoint` or else the bundled or official file.
+def load_model(
+    name: str,
+    checkpoint: Path | None = None,
+    *,
+    preprocessing: str | None = None,
+    architecture: Architecture | None = None,
+) -> LoadedModel:
+    """Build model `name` and load its weights.
+
+    Args:
+        name: a key of `MODELS`, or "auto": the architecture is read from `checkpoint`.
+        checkpoint: a file, a folder or an index of sharded weights; None: the bundled or official file.
+        preprocessing: as in `ModelSpec`; None: the model's own, "sam" for "auto".
+        architecture: for "auto", what an earlier run has read from these weights; None: read it.
 
     Raises:
-        UsageError: unknown name.
+        UsageError: unknown name, or "auto" without a checkpoint.
         CheckpointError: weights are missing, corrupt or of another model, or cannot be downloaded.
         OutputError: the download cannot be stored.
     """
     from structsam_export.hosts import encoder_of, host_of
-    from structsam_export.models.checkpoint import load_into, read_state_dict
-    from structsam_export.models.download import fetch, sha256_of
+    from structsam_export.models.architecture import with_decoder_eps
+    from structsam_export.models.checkpoint import read_weights
+    from structsam_export.models.fit import load_into
 
-    spec = model_spec(name)
-    digest = None
-    if checkpoint is not None:
-        path = Path(checkpoint)
-    elif name == "demo":
-        path = _bundled()
+    spec = ModelSpec(AUTO, "", AUTO, "sam") if name == AUTO else model_spec(name)
+    path, digest = _place(spec, checkpoint)
+    weights = read_weights(path)
+    if name == AUTO:
+        sam, state, found = _read(weights, path, architecture)
+        spec = replace(spec, title=f"SAM, {found.words}")
     else:
-        path, digest = fetch(spec), spec.sha256  # fetch has verified it; hashing ViT-H again takes seconds
-    state = read_state_dict(path)
-    sam = _build(spec.architecture)
-    host, encoder = host_of(encoder_of(sam)), encoder_of(sam)
-    load_into(sam, host.checkpoint_keys(state), path, name)
+        sam, state, found = with_decoder_eps(_build(spec.architecture), weights.stated.decoder_eps), weights.state, None
+    load_into(sam, state, path, name)
     sam.eval().requires_grad_(False)
-    return LoadedModel(spec, sam, path, digest or sha256_of(path), host.geometry(encoder))
+    if preprocessing is not None:
+        spec = replace(spec, preprocessing=preprocessing)
+    geometry = host_of(encoder_of(sam)).geometry(encoder_of(sam))
+    return LoadedModel(spec, sam, path, digest or _digest(weights.files), geometry, weights.source, found)
+
+
+def _place(spec: ModelSpec, checkpoint: Path | None) -> tuple[Path, str | None]:
+    """Where a model's weights are, and their SHA-256 if it is known already: hashing ViT-H takes seconds."""
+    from structsam_export.models.download import fetch
+
+    if checkpoint is not None:
+        return Path(checkpoint), None
+    if spec.name == AUTO:
+        raise UsageError("--model auto reads the architecture from a checkpoint. Pass one with --checkpoint.")
+    if spec.name == "demo":
+        return _bundled(), None
+    return fetch(spec), spec.sha256
+
+
+def _read(weights: Weights, path: Path, architecture: Architecture | None) -> tuple[Any, dict[str, Any], Architecture]:
+    """A `Sam` without storage of the architecture that weights have, those weights as they fit it, and it.
+
+    Raises:
+        CheckpointError: they do not say it, or are of another family.
+    """
+    import torch
+
+    from structsam_export.models.architecture import build
+    from structsam_export.models.fit import refuse_relatives
+    from structsam_export.models.reading import read_architecture, with_resized_positions
+
+    refuse_relatives(weights.state, path)
+    found = architecture or read_architecture(weights.state, weights.stated, path)
+    with torch.device("meta"):
+        sam = build(found)
+    return sam, with_resized_positions(weights.state, sam.state_dict()), found
+
+
+def _digest(paths: tuple[Path, ...]) -> str:
+    """Hex SHA-256 of a file, or of the digests and names of several."""
+    import hashlib
+
+    from structsam_export.models.download import sha256_of
+
+    if len(paths) == 1:
+        return sha256_of(paths[0])
+    lines = [f"{sha256_of(path)}  {path.name}\n" for path in sorted(paths)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _bundled() -> Path:

@@ -7,8 +7,10 @@ decoder have SAM's shapes. 8.7 M parameters; weights by `scripts/demo_model`.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
+
+from structsam_export.geometry import EncoderGeometry
+from structsam_export.models.architecture import Architecture, build
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
@@ -16,40 +18,21 @@ if TYPE_CHECKING:
 IMAGE_SIZE = 512
 PATCH_SIZE = 16
 EMBED_DIM = 256
+DEMO = Architecture(
+    EncoderGeometry(
+        image_size=IMAGE_SIZE,
+        patch_size=PATCH_SIZE,
+        grid=(IMAGE_SIZE // PATCH_SIZE, IMAGE_SIZE // PATCH_SIZE),
+        dim=192,
+        depth=8,
+        heads=3,
+        mlp_dim=768,
+        out_channels=EMBED_DIM,
+        windows=(12, 12, 0, 12, 12, 0, 12, 0),
+    )
+)
 
 
 def build_demo() -> Sam:
     """Build the demo model with random weights (a `segment_anything` `Sam`)."""
-    import torch
-    from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
-
-    grid = IMAGE_SIZE // PATCH_SIZE
-    return Sam(
-        image_encoder=ImageEncoderViT(
-            img_size=IMAGE_SIZE,
-            patch_size=PATCH_SIZE,
-            embed_dim=192,
-            depth=8,
-            num_heads=3,
-            mlp_ratio=4,
-            out_chans=EMBED_DIM,
-            norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
-            qkv_bias=True,
-            use_rel_pos=True,
-            global_attn_indexes=(2, 5, 7),
-            window_size=12,
-        ),
-        prompt_encoder=PromptEncoder(
-            embed_dim=EMBED_DIM,
-            image_embedding_size=(grid, grid),
-            input_image_size=(IMAGE_SIZE, IMAGE_SIZE),
-            mask_in_chans=16,
-        ),
-        mask_decoder=MaskDecoder(
-            num_multimask_outputs=3,
-            transformer=TwoWayTransformer(depth=2, embedding_dim=EMBED_DIM, mlp_dim=2048, num_heads=8),
-            transformer_dim=EMBED_DIM,
-            iou_head_depth=3,
-            iou_head_hidden_dim=256,
-        ),
-    )
+    return build(DEMO)

@@ -20,15 +20,20 @@ RELATIVES = (
         "EdgeSAM or another model with a convolutional encoder, which is not supported. Pass one with a ViT encoder.",
     ),
     (
-        r"vision_encoder\.",
-        "SAM as the transformers library stores it, which is not supported. Pass the file of segment_anything.",
+        r"vision_encoder\.backbone\.|memory_encoder\.|tracker_model\.|detector_model\.",
+        "SAM 2 or SAM 3 as transformers stores it, which is not supported. Pass a checkpoint of the first SAM.",
     ),
     (
-        r"mask_decoder\.(hf_|compress_vit_feat|embedding_encoder|embedding_maskfeature)",
+        r"image_encoder\.blocks\.\d+\.mlp\.fc1\.",
+        "EfficientSAM, whose encoder has no windows and another position embedding, and which is not supported. Pass "
+        "a checkpoint of segment_anything's Sam; a pruned one, as SlimSAM, is nearly as small.",
+    ),
+    (
+        r"mask_decoder\.(hf_|hq_|compress_vit_|encoder_conv|mask_conv|embedding_encoder|embedding_maskfeature)",
         "SAM-HQ, whose decoder is not supported. Its encoder is SAM's own: pass the SAM checkpoint of the same size.",
     ),
     (
-        r"(^|\.)w_[ab]_\d+$|lora_|\.linear_[ab]_[qkv]|\.qkv\.qkv\.",
+        r"(^|\.)w_[ab]_\d+$|lora_|\.linear_[ab]_[qkv]|\.qkv\.qkv\.|(^|\.)w_[AB]s\.",
         "SAM with LoRA weights (as SAMed's). Merge them into the model's own weights (W + B A), and save its "
         "state_dict.",
     ),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from structsam_export.console import printable
 from structsam_export.errors import CheckpointError, shortened
+from structsam_export.models.sources import anchors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,17 +56,18 @@ def state_of(loaded: Any, path: Path) -> dict[str, Tensor]:
 
 def holds_weights(loaded: Mapping[Any, Any]) -> bool:
     """Whether a mapping holds the encoder's weights itself, whatever lies beside them."""
-    return any(isinstance(key, str) and key.endswith(PATCH_EMBED) for key in loaded)
+    return any(isinstance(key, str) and key.endswith(anchors()) for key in loaded)
 
 
 def without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Tensors by names without what wrapping the model, or parts of it, put into all of them."""
     while prefix := next((p for p in PREFIXES if all(k.startswith(p) and k != p for k in state)), None):
         state = {k.removeprefix(prefix): v for k, v in state.items()}
-    for place in (k for k in list(state) if k.endswith(f".{PATCH_EMBED}")):
-        prefix = place.removesuffix(PATCH_EMBED)
-        if all(k.startswith(prefix) for k in state):
-            state = {k.removeprefix(prefix): v for k, v in state.items()}
+    for anchor in anchors():
+        for place in [k for k in state if k.endswith(f".{anchor}")]:
+            prefix = place.removesuffix(anchor)
+            if all(k.startswith(prefix) for k in state):
+                state = {k.removeprefix(prefix): v for k, v in state.items()}
     bare = {_without_wrappers(k): v for k, v in state.items()}
     return bare if len(bare) == len(state) else state
 

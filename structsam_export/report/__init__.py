@@ -26,7 +26,7 @@ def build_report(job: Job, folder: ExportFolder, found: Validation) -> dict[str,
     return {
         "schema": SCHEMA,
         "passed": found.passed,
-        "model": {**manifest.model, "name": config.model},
+        "model": {**manifest.model, "name": config.model_name},
         "method": {
             "name": config.method,
             "variant": method.variant,

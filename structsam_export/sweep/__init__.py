@@ -31,8 +31,9 @@ def run(
     layers: str,
     dataset: str,
     *,
-    model: str = "demo",
+    model: str = "auto",
     checkpoint: str | None = None,
+    preprocessing: str = "auto",
     **options: Any,
 ) -> dict[str, Any]:
     """Sweep over methods x rates x layers.
@@ -40,7 +41,7 @@ def run(
     Args:
         methods, rates, layers: see `grid.parse`.
         dataset: name or folder of a data set.
-        model, checkpoint: as in `ExportConfig`.
+        model, checkpoint, preprocessing: as in `ExportConfig`.
         options: see `compare`.
 
     Returns:
@@ -51,7 +52,7 @@ def run(
     """
     from structsam_export.sweep.grid import parse
 
-    base = ExportConfig(model=model, checkpoint=checkpoint, precision="fp32")
+    base = ExportConfig(model=model, checkpoint=checkpoint, preprocessing=preprocessing, precision="fp32")
     configs, notes = parse(methods, rates, layers).configs(base)
     return compare(configs, dataset, notes=notes, **options)
 
@@ -97,6 +98,7 @@ def compare(
     """
     from structsam_export.evaluate import check_names
     from structsam_export.evaluate.command import opened, tell
+    from structsam_export.job import loaded_for
     from structsam_export.sweep.grid import jobs_of
     from structsam_export.sweep.parallel import predictors_of, workers_for
     from structsam_export.sweep.rows import report_of
@@ -106,12 +108,12 @@ def compare(
     samples, loaded = spread(every, limit), loaded_for(configs[0])
     jobs, more = jobs_of(configs, loaded)
     facts = {"dataset": chosen.name, "protocol": protocol, "prompt": prompt}
-    store = store_of(facts, configs[0].model, loaded, output, force=force)
+    store = store_of(facts, configs[0].model_name, loaded, output, force=force)
     names = {"protocol": protocol, "prompt": prompt}
     results = filled(samples, jobs, loaded, store, workers or workers_for(loaded, len(samples)), skip_bad, names)
     tell(results, store.folder)
     times = latencies(predictors_of(jobs, loaded), samples, results, store) if latency else None
-    about = {"model": configs[0].model, "sha256": loaded.sha256, "limit": limit, "notes": [*notes, *more]}
+    about = {"model": configs[0].model_name, "sha256": loaded.sha256, "limit": limit, "notes": [*notes, *more]}
     found = report_of(results, jobs, loaded.geometry, times, loss)
     report = {"schema": SCHEMA, **facts, **about, **found, "output": str(store.folder)}
     store.report(report)
@@ -129,15 +131,6 @@ def store_of(facts: dict[str, str], model: str, loaded: LoadedModel, output: Pat
     options = {name: facts[name] for name in ("protocol", "prompt")}
     place = output or default_folder(facts["dataset"], model, "sweep", **options)
     return Store(place, {"sweep": True, **facts, "weights": loaded.sha256}, force=force)
-
-
-def loaded_for(config: ExportConfig) -> LoadedModel:
-    """The model of a configuration."""
-    from structsam_export.console import stage
-    from structsam_export.models import load_model
-
-    with stage(f"load {config.model}"):
-        return load_model(config.model, Path(config.checkpoint) if config.checkpoint else None)
 
 
 def spread(samples: Sequence[Sample], limit: int | None) -> list[Sample]:

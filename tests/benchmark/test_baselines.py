@@ -52,7 +52,7 @@ def stamps(folder: Path):
 
 
 def test_made_once_beside_the_folder_and_reused(made, ours):
-    beside = ours.parent / "demo-none-r0-fp32"
+    beside = ours.parent / "w-none-r0-fp32"
     targets = baselines_of(str(ours))
     assert targets == [f"plain={beside / 'encoder.raw.onnx'}", f"rewritten={beside}"]
     # The same model in every way but for merging, or it would be compared with something else.
@@ -64,7 +64,7 @@ def test_made_once_beside_the_folder_and_reused(made, ours):
 
 
 def test_rewritten_where_only_traced(made, ours):
-    beside = ours.parent / "demo-none-r0-fp32"
+    beside = ours.parent / "w-none-r0-fp32"
     config = {**vars(bare()), "rate": 0.0}
     folder_of(beside, SMALL, sha256=SHA, files=("encoder.raw.onnx",), **config)
     baselines_of(str(ours))
@@ -78,15 +78,15 @@ def test_rewritten_where_only_traced(made, ours):
 )
 def test_made_again_where_it_is_of_something_else(made, ours, other):
     config = {**vars(bare()), "rate": 0.0, "sha256": SHA}
-    folder_of(ours.parent / "demo-none-r0-fp32", SMALL, **{**config, **other})
+    folder_of(ours.parent / "w-none-r0-fp32", SMALL, **{**config, **other})
     baselines_of(str(ours))
     assert len(made) == 1
-    assert ExportFolder.read(ours.parent / "demo-none-r0-fp32").manifest.model["sha256"] == SHA
+    assert ExportFolder.read(ours.parent / "w-none-r0-fp32").manifest.model["sha256"] == SHA
 
 
 def test_reused_whatever_engines_it_was_made_for(made, ours):
     config = {**vars(bare()), "checkpoint": "elsewhere/w.pth", "rate": 0.0, "backend": "auto", "target": "sm86"}
-    folder_of(ours.parent / "demo-none-r0-fp32", SMALL, sha256=SHA, **config)
+    folder_of(ours.parent / "w-none-r0-fp32", SMALL, sha256=SHA, **config)
     baselines_of(str(ours))
     assert made == []
 
@@ -98,11 +98,11 @@ def test_in_the_form_of_the_target(made, tmp_path, form, opset):
     ours = folder_of(
         tmp_path / "mine", SMALL, sha256=SHA, checkpoint="w.pth", rate=0.5, opset=opset, batch=2, form=form
     )
-    beside = tmp_path / f"demo-none-r0-fp32-{form}"
+    beside = tmp_path / f"w-none-r0-fp32-{form}"
     targets = baselines_of(str(ours))
     assert targets == [f"plain={beside / 'encoder.raw.onnx'}", f"rewritten={beside}"]
     assert made == [bare(form=form, opset=opset)]
-    assert baselines_of(str(tmp_path / "portable"))[1] == f"rewritten={tmp_path / 'demo-none-r0-fp32'}"
+    assert baselines_of(str(tmp_path / "portable"))[1] == f"rewritten={tmp_path / 'w-none-r0-fp32'}"
     assert baselines_of(str(ours)) == targets
     assert made == [bare(form=form, opset=opset), bare(opset=opset)]
 

@@ -143,15 +143,6 @@ def test_views_project_as_the_attention_does(name):
 
 
 @each_host
-def test_checkpoints_load(name):
-    """Weights saved under a checkpoint's own names and read by `checkpoint_keys` are those of the modules."""
-    encoder = ENCODERS[name]()
-    prefix = "toy." if name == "ToyEncoder" else ""
-    state = host_of(encoder).checkpoint_keys({f"{prefix}{k}": v for k, v in encoder.state_dict().items()})
-    assert list(state) == list(encoder.state_dict())
-
-
-@each_host
 @each_method
 def test_rate_0_is_the_stock_encoder_to_the_bit(name, method):
     encoder = ENCODERS[name]()

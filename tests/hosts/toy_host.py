@@ -147,7 +147,3 @@ class ToyHost:
     def decoder_for_export(self, model):
         side = model.encoder.side
         return DecoderExport(nn.Identity(), {"image_embeddings": torch.zeros(1, OUT, side, side)}, {}, ("masks",))
-
-    def checkpoint_keys(self, state):
-        """Its checkpoints are saved with a prefix."""
-        return {key.removeprefix("toy."): value for key, value in state.items()}

@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import save_file
 
 from structsam_export.errors import CheckpointError
-from structsam_export.models.checkpoint import load_into, read_state_dict
+from structsam_export.models.checkpoint import read_state_dict
 from structsam_export.models.demo import build_demo
+from structsam_export.models.fit import load_into
 
 WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.tensor([1.5, -2.0], dtype=torch.float16)}
 EMBED = "image_encoder.patch_embed.proj.weight"
@@ -150,7 +151,7 @@ def test_missing_file(tmp_path):
 
 
 def test_folder(tmp_path):
-    refused(tmp_path, "is a folder")
+    refused(tmp_path, "is a folder without model.safetensors", "Pass the checkpoint file inside it")
 
 
 @pytest.mark.parametrize(
@@ -289,11 +290,10 @@ def test_numbers_of_four_bits(tmp_path):
     refused(tmp_path / "w.safetensors")
 
 
-def test_sharded_weights_are_named(tmp_path):
-    index = tmp_path / "model.safetensors.index.json"
+def test_an_index_of_sharded_weights_under_another_name(tmp_path):
+    index = tmp_path / "w.json"
     index.write_text('{"metadata": {"total_size": 5}, "weight_map": {"a": "model-00001-of-00002.safetensors"}}')
-    refused(index, "is the index of sharded weights")
-    refused(tmp_path, "is a folder of sharded weights")
+    refused(index, "is the index of sharded weights under another name")
 
 
 def test_a_small_file_that_unpacks_to_a_huge_one(tmp_path, monkeypatch):
@@ -413,7 +413,7 @@ def test_saved_lora_alone_is_named(sam, tmp_path):
 
 def test_positions_of_another_image_size_are_said_in_words(sam, weights, tmp_path):
     message = misfit(sam, {**weights, "image_encoder.pos_embed": torch.zeros(1, 16, 16, 192)}, tmp_path)
-    assert "trained on images of 256 x 256 px, the model takes 512 x 512. Resize its position embeddings" in message
+    assert "trained on images of 256 x 256 px, the model takes 512 x 512. Leave --model away" in message
 
 
 def test_other_numbers_for_constants(sam, weights, tmp_path):
@@ -434,7 +434,7 @@ def test_an_unknown_width_is_a_shape_not_a_hint(sam, weights, tmp_path):
         (["conv1.weight", "bn1.weight", "layer1.0.conv1.weight"], "3 tensors: conv1.weight, bn1.weight, layer1"),
         (["maskmem_tpos_enc", "image_encoder.trunk.pos_embed"], "looks like SAM 2"),
         (["image_encoder.patch_embed.seq.0.c.weight", "image_encoder.neck.0.weight"], "LiteMedSAM"),
-        (["vision_encoder.pos_embed"], "transformers"),
+        (["vision_encoder.backbone.pos_embed"], "transformers"),
     ],
 )
 def test_foreign_weights_are_described(sam, tmp_path, keys, words):
