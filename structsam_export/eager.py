@@ -32,7 +32,9 @@ class EagerRunner(Runner):
         inputs: names of what it takes.
     """
 
-    def __init__(self, module: nn.Module | Callable[..., Any], outputs: Sequence[str], name: str, inputs: Sequence[str]) -> None:
+    def __init__(
+        self, module: nn.Module | Callable[..., Any], outputs: Sequence[str], name: str, inputs: Sequence[str]
+    ) -> None:
         super().__init__(name)
         self.module, self.outputs = module, outputs
         self.inputs = dict.fromkeys(inputs, ())

@@ -83,8 +83,8 @@ class AutomaticMaskGenerator:
     ) -> None:
         if predictor.model.prompt_aware:
             raise UsageError(
-                "A prompt-aware export embeds the picture once for each prompt, and a grid has a thousand. Export without "
-                "--prompt-aware to segment everything."
+                "A prompt-aware export embeds the picture once for each prompt, and a grid has a thousand. Export "
+                "without --prompt-aware to segment everything."
             )
         if output_mode not in OUTPUT_MODES:
             raise unknown_name("output mode", output_mode, OUTPUT_MODES)
@@ -205,16 +205,16 @@ class AutomaticMaskGenerator:
         }
 
 
-def _best(found: list[Candidate], scores: Sequence[float], threshold: float, crop: Crop | None = None) -> list[Candidate]:
+def _best(
+    found: list[Candidate], scores: Sequence[float], threshold: float, crop: Crop | None = None
+) -> list[Candidate]:
     """Candidates that are no duplicates of better ones, best first; boxes are compared in pixels of their crop."""
     moved = np.zeros(4) if crop is None else np.tile(crop.corner, 2)
     boxes = np.array([candidate.box - moved for candidate in found]).reshape(-1, 4)
     return [found[i] for i in distinct(boxes, np.asarray(scores), threshold)]
 
 
-def _grids(
-    side: int | None, given: Sequence[np.ndarray] | None, layers: int, factor: int
-) -> list[np.ndarray]:
+def _grids(side: int | None, given: Sequence[np.ndarray] | None, layers: int, factor: int) -> list[np.ndarray]:
     if (side is None) == (given is None):
         raise UsageError("Pass either points_per_side or point_grids.")
     if given is not None:
@@ -222,7 +222,9 @@ def _grids(
         if any(g.ndim != 2 or g.shape[1] != 2 or not (np.isfinite(g).all() and len(g)) for g in found):
             raise UsageError("point_grids are arrays (N, 2) of points in [0, 1].")
         if len(found) <= layers:
-            raise UsageError(f"{len(found)} point_grids are too few: the picture and {layers} layers of crops need one each.")
+            raise UsageError(
+                f"{len(found)} point_grids are too few: the picture and {layers} layers of crops need one each."
+            )
         return found
     assert side is not None
     if factor < 1 or side < 1 or side // factor**layers < 1:

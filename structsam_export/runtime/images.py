@@ -90,8 +90,8 @@ def _interpolation(low: int, size: int, kept: int, original: int) -> np.ndarray:
 def interpolated(values: np.ndarray, target: int) -> np.ndarray:
     """Rows (n, k) -> rows (target, k), interpolated linearly as PyTorch's `F.interpolate(align_corners=False)`.
 
-    Places are rounded to float32 as there, once: PyTorch's kernels multiply and subtract in one instruction. At 1000 px a
-    float32 has 4 digits behind the point, so that another rounding can be seen in the result.
+    Places are rounded to float32 as there, once: PyTorch's kernels multiply and subtract in one instruction. At 1000 px
+    a float32 has 4 digits behind the point, so that another rounding can be seen in the result.
     """
     size = len(values)
     step = float(np.float32(size) / np.float32(target))

@@ -16,6 +16,7 @@ from structsam_export.backends import BACKENDS, backend
 from structsam_export.backends.base import DEFAULT, Runner, RunOptions
 from structsam_export.errors import ArtifactError, PromptError, UsageError, unknown_name
 from structsam_export.folder import ExportFolder
+from structsam_export.runtime.decoding import decoder_feed
 from structsam_export.runtime.prompts import POINTS, PROMPTS
 
 if TYPE_CHECKING:
@@ -106,29 +107,18 @@ class ExportedModel:
         """
         if self.by_profile and not POINTS[0] <= coords.shape[1] <= POINTS[-1]:
             raise PromptError(
-                f"Engines take {POINTS[0]} to {POINTS[-1]} points a prompt, padding point and box corners included, not "
-                f"{coords.shape[1]}. Use fewer, or --backend onnxruntime."
+                f"Engines take {POINTS[0]} to {POINTS[-1]} points a prompt, padding point and box corners included, "
+                f"not {coords.shape[1]}. Use fewer, or --backend onnxruntime."
             )
         most = PROMPTS[-1]  # engines take so many at once
         parts = [slice(i, i + most) for i in range(0, len(coords), most)]
-        each = [
-            self._decode(embedding, coords[p], labels[p], None if masks is None else masks[p]) for p in parts
-        ]
+        each = [self._decode(embedding, coords[p], labels[p], None if masks is None else masks[p]) for p in parts]
         return Decoded(np.concatenate([d.low_res for d in each]), np.concatenate([d.iou for d in each]))
 
     def _decode(
         self, embedding: np.ndarray, coords: np.ndarray, labels: np.ndarray, masks: np.ndarray | None
     ) -> Decoded:
-        height, width = (4 * side for side in embedding.shape[-2:])
-        given = masks is not None
-        feed = {
-            "image_embeddings": embedding,
-            "point_coords": coords,
-            "point_labels": labels,
-            # Zeros, not what lies in memory: the graph multiplies an unused mask by 0, which leaves NaN as it is.
-            "mask_input": masks if masks is not None else np.zeros((len(coords), 1, height, width), np.float32),
-            "has_mask_input": np.full(1, given, np.float32),
-        }
+        feed = decoder_feed(embedding, coords, labels, masks)
         with self._decoding:
             found = self.decoder.infer(feed)
         return Decoded(found["low_res_masks"], found["iou_predictions"])
@@ -196,8 +186,8 @@ def _files(folder: ExportFolder, name: str, options: RunOptions) -> tuple[Backen
     chosen = backend(asked or "onnxruntime")
     if not chosen.reads_onnx():
         raise ArtifactError(
-            f"{folder.path} has no {name} engines for this machine. Run: structsam-export build {folder.path} --backend "
-            f"{name}"
+            f"{folder.path} has no {name} engines for this machine. Run: structsam-export build {folder.path} "
+            f"--backend {name}"
         )
     # CPUs have no kernels for graphs in lower precisions, and OpenVINO types the FP32 graph itself.
     fp32 = chosen.FROM_FP32 or options.provider == "cpu"

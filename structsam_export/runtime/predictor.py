@@ -139,12 +139,16 @@ class Predictor:
         """
         image = self._image(embedding)
         size = image.original_size
-        points = None if point_coords is None else self.transform.apply_coords(_array(point_coords, "points"), size)[None]
+        points = (
+            None if point_coords is None else self.transform.apply_coords(_array(point_coords, "points"), size)[None]
+        )
         boxes = None
         if box is not None:
             corners = _array(box, "the box")
             if corners.size != 4:
-                raise PromptError(f"A box is four numbers, x0 y0 x1 y1, not {corners.shape}. Use predict_batch for several.")
+                raise PromptError(
+                    f"A box is four numbers, x0 y0 x1 y1, not {corners.shape}. Use predict_batch for several."
+                )
             boxes = self.transform.apply_boxes(corners, size)
         labels = None if point_labels is None else np.asarray(point_labels)[None]
         masks = None if mask_input is None else np.asarray(mask_input)[None]
@@ -243,8 +247,8 @@ class Predictor:
         features = self._image(None).features
         if features is None:
             raise UsageError(
-                "A prompt-aware export has no embedding of an image alone: each belongs to its prompt, and predict makes "
-                "it. Export without --prompt-aware to share one among prompts."
+                "A prompt-aware export has no embedding of an image alone: each belongs to its prompt, and predict "
+                "makes it. Export without --prompt-aware to share one among prompts."
             )
         return features
 

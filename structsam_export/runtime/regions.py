@@ -1,4 +1,4 @@
-"""Masks as regions: boxes, run lengths, small parts, duplicates; what `segment_anything.utils.amg` does with PyTorch."""
+"""Masks as regions: boxes, run lengths, small parts, duplicates; `segment_anything.utils.amg` without PyTorch."""
 
 from __future__ import annotations
 
