@@ -105,7 +105,7 @@ def prompt_batch(
         kinds.append(np.tile(np.array([2, 3], np.int64), (count, 1)))
     coords, every = np.concatenate(parts, 1), np.concatenate(kinds, 1)
     mask = given["mask_input"]
-    mask = None if mask is None else np.ascontiguousarray(np.broadcast_to(mask, (count, *mask.shape[1:])))
+    mask = None if mask is None else np.broadcast_to(mask, (count, *mask.shape[1:])).copy()
     return PromptBatch(coords, every, mask, _regions(coords, every) if with_region else None)
 
 
