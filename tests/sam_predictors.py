@@ -96,7 +96,7 @@ class Comparison:
     def __str__(self):
         below = sum(iou < 0.9999 for iou in self.ious)
         return (
-            f"{len(self.ious)} masks: IoU mean {np.mean(self.ious):.7f}, min {min(self.ious):.6f}, {below} below .9999; "
+            f"{len(self.ious)} masks: IoU mean {np.mean(self.ious):.7f} min {min(self.ious):.6f}, {below} below .9999; "
             f"{self.flips} pixels differ, all on the threshold; low-res logits {self.worst_logits:.1e} of the largest, "
             f"IoU guesses {self.worst_guess:.1e}"
         )
