@@ -102,17 +102,24 @@ class Comparison:
         )
 
 
-def compare(sam, ours, image, prompts, rng, found=None):
-    """Run prompts through both predictors, each again with its own mask fed back: every third one."""
-    found = found or Comparison()
+def compare(sam, every, image, prompts, rng, found=None):
+    """Run prompts through SAM's predictor and each of `every`; every third again with the mask it gave."""
+    found = found or [Comparison() for _ in every]
     sam.set_image(image)
-    ours.set_image(image)
-    assert (ours.original_size, ours.input_size) == (sam.original_size, sam.input_size)
+    for ours in every:
+        ours.set_image(image)
+        assert (ours.original_size, ours.input_size) == (sam.original_size, sam.input_size)
+
+    def run(prompt):
+        logits, guesses, low = sam.predict(**prompt, return_logits=True)
+        wanted = logits > sam.model.mask_threshold, guesses, low
+        for ours, comparison in zip(every, found):
+            comparison.add(wanted, ours.predict(**prompt), logits)
+        return low[guesses.argmax()][None]
+
     for i in range(prompts):
         prompt = random_prompt(rng, image.shape[:2])
-        wanted = sam.predict(**prompt)
-        found.add(wanted, ours.predict(**prompt), sam.predict(**prompt, return_logits=True)[0])
+        mask = run(prompt)
         if i % 3 == 0:
-            again = prompt | {"mask_input": wanted[2][wanted[1].argmax()][None]}
-            found.add(sam.predict(**again), ours.predict(**again), sam.predict(**again, return_logits=True)[0])
+            run(prompt | {"mask_input": mask})
     return found
