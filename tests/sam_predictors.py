@@ -83,7 +83,7 @@ class Comparison:
         for a, b in zip(wanted, found):
             assert a.shape == b.shape and a.dtype == b.dtype, (a.shape, b.shape, a.dtype, b.dtype)
         masks, guesses, low = wanted
-        scale = max(1.0, abs(low).max())
+        scale = abs(low).max()
         self.worst_logits = max(self.worst_logits, float(abs(low - found[2]).max() / scale))
         self.worst_guess = max(self.worst_guess, float(abs(guesses - found[1]).max()))
         for mask, other, values in zip(masks, found[0], logits):

@@ -9,11 +9,11 @@ from types import TracebackType
 import numpy as np
 
 from structsam_export.backends.base import DEFAULT, RunOptions
-from structsam_export.errors import NoImageError, PromptError, UsageError, shortened
+from structsam_export.errors import NoImageError, UsageError, shortened
 from structsam_export.folder import ExportFolder
 from structsam_export.runtime.embedded import EmbeddedImage, check_image, embedded
 from structsam_export.runtime.model import Decoded, ExportedModel, open_model
-from structsam_export.runtime.prompts import PromptBatch, prompt_batch
+from structsam_export.runtime.prompts import PromptBatch, prompt_batch, prompt_of_photo
 from structsam_export.runtime.transforms import ResizeLongestSide, transform_of
 
 Masks = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -138,21 +138,8 @@ class Predictor:
             PromptError: arrays that are no prompt, more points than an engine takes, or no prompt at all.
         """
         image = self._image(embedding)
-        size = image.original_size
-        points = (
-            None if point_coords is None else self.transform.apply_coords(_array(point_coords, "points"), size)[None]
-        )
-        boxes = None
-        if box is not None:
-            corners = _array(box, "the box")
-            if corners.size != 4:
-                raise PromptError(
-                    f"A box is four numbers, x0 y0 x1 y1, not {corners.shape}. Use predict_batch for several."
-                )
-            boxes = self.transform.apply_boxes(corners, size)
-        labels = None if point_labels is None else np.asarray(point_labels)[None]
-        masks = None if mask_input is None else np.asarray(mask_input)[None]
-        prompt = self._prompts(image, points, labels, boxes, masks)
+        arrays = prompt_of_photo(self.transform, image.original_size, point_coords, point_labels, box, mask_input)
+        prompt = self._prompts(image, *arrays)
         found = self._finish(image, self._decode(image, prompt, multimask_output), return_logits)
         return found[0][0], found[1][0], found[2][0]
 
@@ -311,10 +298,3 @@ class Predictor:
         if embedding.model is not self.model:
             raise UsageError("This image was embedded by another predictor. Embed it with this one.")
         return embedding
-
-
-def _array(values: np.ndarray, what: str) -> np.ndarray:
-    try:
-        return np.asarray(values, float)
-    except (TypeError, ValueError):
-        raise PromptError(f"Cannot read {what} as numbers: {shortened(values)}.") from None

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from structsam_export.errors import PromptError, shortened
+from structsam_export.runtime.transforms import ResizeLongestSide
 
 # Prompts P and points K that an engine's decoder takes: smallest, typical, largest.
 PROMPTS, POINTS = (1, 4, 64), (1, 2, 16)
@@ -109,6 +110,45 @@ def prompt_batch(
     return PromptBatch(coords, every, mask, _regions(coords, every) if with_region else None)
 
 
+def prompt_of_photo(
+    transform: ResizeLongestSide, size: tuple[int, int], points: Any, labels: Any, box: Any, mask: Any
+) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None, np.ndarray | None]:
+    """One prompt in pixels of a photo of `size` (h, w) as the arguments of `prompt_batch`, with P = 1.
+
+    Args:
+        transform: of the encoder.
+        size: of the photo.
+        points, labels: (N, 2) and (N,), or None.
+        box: (4,) or (1, 4), or None.
+        mask: (1, 4h, 4w), or None.
+
+    Raises:
+        PromptError: other shapes.
+    """
+    boxes = None
+    if points is not None:
+        points = _array(points, "points")
+        if points.ndim != 2 or points.shape[1] != 2:
+            raise PromptError(f"Points have shape {points.shape}, not (N, 2): x and y of each.")
+        points = transform.apply_coords(points, size)[None]
+    if box is not None:
+        corners = _array(box, "the box")
+        if corners.size != 4:
+            raise PromptError(
+                f"A box is four numbers, x0 y0 x1 y1, not {corners.shape}. Use predict_batch for several."
+            )
+        boxes = transform.apply_boxes(corners, size)
+    labels = None if labels is None else _array(labels, "labels")[None]
+    return points, labels, boxes, None if mask is None else _array(mask, "mask_input")[None]
+
+
+def _array(values: Any, what: str) -> np.ndarray:
+    try:
+        return np.asarray(values, float)
+    except (TypeError, ValueError):
+        raise PromptError(f"Cannot read {what} as numbers: {shortened(values)}.") from None
+
+
 def _numbers(values: Any, what: str, shape: tuple[int | None, ...]) -> np.ndarray:
     """Finite float32 of a shape; None: any size but 0."""
     try:
@@ -127,10 +167,10 @@ def _numbers(values: Any, what: str, shape: tuple[int | None, ...]) -> np.ndarra
 
 
 def _labels(values: Any, shape: tuple[int, ...]) -> np.ndarray:
-    found = np.asarray(values)
+    found = _array(values, "labels")
     if found.shape != shape:
         raise PromptError(f"labels have shape {found.shape}, points {(*shape, 2)}. Pass one label a point.")
-    if found.dtype.kind not in "iufb" or not np.isin(found, (-1, 0, 1)).all():
+    if not np.isin(found, (-1, 0, 1)).all():
         raise PromptError("A label is 1 (foreground), 0 (background) or -1 (no point); corners of boxes go into boxes.")
     return found.astype(np.int64)
 

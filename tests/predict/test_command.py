@@ -129,7 +129,7 @@ def test_prompt_aware_exports_take_several_prompts_but_not_everything(in_process
         (("--everything", "--point", "4,4"), 2, "takes no prompts"),
         (("--everything", "--min-iou", "nan"), 2, "from 0 to 1"),
         (("--point", "4,4", "--min-iou", "0.5"), 2, "Leave --min-iou away"),
-        (("--point", "4,4", "--backend", "onnx"), 2, "Did you mean 'onnxruntime'"),
+        (("--point", "4,4", "--backend", "onnx"), 2, "Unknown backend 'onnx'"),
         (("--point", "4,4", "--backend", "onnxruntime"), 5, "lists no"),
         (("--point", "4,4", "--backend", "onnxruntime", "--checkpoint", "x.pth"), 2, "eager"),
         (("--point", "4,4", "--backend", "eager", "--checkpoint", "x.pth"), 5, "x.pth"),

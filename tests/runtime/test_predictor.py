@@ -168,6 +168,8 @@ MASK = np.zeros((1, 32, 32))
         ({"point_coords": [1, 2], "point_labels": [1]}, "shape"),
         ({"point_coords": [[1, 2]], "point_labels": [1, 0]}, "one label a point"),
         ({"point_coords": [[1, 2]], "point_labels": [2]}, "corners of boxes"),
+        ({"point_coords": 5, "point_labels": [1]}, "shape"),
+        ({"point_coords": [[1, 2]], "point_labels": [[1], [1, 2]]}, "as numbers"),
         ({"point_coords": [["a", 2]], "point_labels": [1]}, "as numbers"),
         ({"point_coords": np.zeros((0, 2)), "point_labels": np.zeros(0)}, r"shape|empty"),
         ({"point_coords": [[float("nan"), 2]], "point_labels": [1]}, "not finite"),
