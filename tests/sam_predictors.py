@@ -41,7 +41,7 @@ def pictures(folder):
     made = {
         "odd.png": coffee.resize((501, 333)),
         "portrait.png": coffee.crop((150, 0, 350, 400)),
-        "one-pixel-wide.png": cat.crop((200, 0, 201, 300)),
+        "one-pixel-wide.png": cat.crop((200, 0, 201, 200)),
         "grey.png": Image.fromarray(grey),
         "rgba.png": transparent,
         "16-bit.png": Image.fromarray(grey.astype(np.uint16) * 200 + np.arange(grey.shape[1], dtype=np.uint16)),

@@ -35,7 +35,7 @@ def prepare(image: np.ndarray, size: int, preprocessing: str = "sam") -> Prepare
     "medsam": stretched to a square, values scaled to [0, 1] by the photo's own range (MedSAM's inference script).
     """
     transform = transform_of(preprocessing, size)
-    pixels = transform.apply_image(image).astype(np.float32)
+    pixels: np.ndarray = transform.apply_image(image).astype(np.float32)
     if preprocessing == "medsam":
         low, high = pixels.min(), pixels.max()
         pixels = (pixels - low) / max(high - low, 1e-8)

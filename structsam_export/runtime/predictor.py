@@ -201,7 +201,7 @@ class Predictor:
 
     def _decode(self, image: EmbeddedImage, prompts: PromptBatch, multimask: bool) -> Decoded:
         coords, labels, masks = prompts.coords, prompts.labels, prompts.masks
-        if self.model.prompt_aware:  # each on an embedding of its own
+        if prompts.regions is not None:  # a prompt-aware export: each on an embedding of its own
             each = [
                 self.model.decode(
                     image.features_for(prompts.regions[i]),
