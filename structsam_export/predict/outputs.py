@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 
 from structsam_export.predict.asked import Asked
+from structsam_export.runtime.overlay import with_outlines
 
 RECORDS = "predictions.json"
 LONGEST = 100  # characters of a picture's name in names of files
-# Okabe-Ito, readable with any colour vision.
-COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (204, 121, 167), (240, 228, 66), (213, 94, 0), (0, 114, 178))
 
 
 def names_of(pictures: Sequence[Path]) -> list[str]:
@@ -62,7 +61,7 @@ def write_picture(
         Image.fromarray(mask.astype(np.uint8) * 255).save(folder / file)
         found.append({"file": file, **record})
     shown = f"{name}.overlay.jpg"
-    _with_prompts(Image.fromarray(overlay(image, masks)), asked).save(folder / shown, quality=90)
+    _with_prompts(Image.fromarray(with_outlines(image, masks)), asked).save(folder / shown, quality=90)
     height, width = image.shape[:2]
     return {"image": str(path), "height": height, "width": width, "overlay": shown, "masks": found}
 
@@ -70,29 +69,6 @@ def write_picture(
 def write_records(folder: Path, report: dict[str, Any]) -> None:
     """`predictions.json`."""
     (folder / RECORDS).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-
-
-def overlay(image: np.ndarray, masks: Sequence[np.ndarray]) -> np.ndarray:
-    """A picture (H, W, 3) uint8, greyed, with every mask tinted; later masks lie on top, and have an outline."""
-    shown = image.mean(-1, keepdims=True, dtype=np.float32) * 0.6 + 80
-    shown = np.repeat(shown, 3, -1)
-    for i, mask in enumerate(masks):
-        colour = np.array(COLOURS[i % len(COLOURS)], np.float32)
-        shown[mask] = 0.45 * shown[mask] + 0.55 * colour
-        shown[_edge(mask)] = colour
-    found: np.ndarray = shown.clip(0, 255).astype(np.uint8)
-    return found
-
-
-def _edge(mask: np.ndarray) -> np.ndarray:
-    """Pixels of a mask beside pixels that are not."""
-    inner = mask.copy()
-    inner[1:] &= mask[:-1]
-    inner[:-1] &= mask[1:]
-    inner[:, 1:] &= mask[:, :-1]
-    inner[:, :-1] &= mask[:, 1:]
-    edge: np.ndarray = mask & ~inner
-    return edge
 
 
 def _with_prompts(picture: Any, asked: Asked) -> Any:

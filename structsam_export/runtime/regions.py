@@ -49,18 +49,21 @@ def area_of(runs: dict[str, Any]) -> int:
     return int(sum(runs["counts"][1::2]))
 
 
-def pycocotools() -> Any:
-    """`pycocotools.mask`.
+def pycocotools(what: str = "COCO's run lengths") -> Any:
+    """`pycocotools.mask`, which draws polygons and compresses run lengths.
+
+    Args:
+        what: what it is needed for, for the message.
 
     Raises:
         MissingRuntimeError: it is not installed.
     """
     try:
         from pycocotools import mask
-    except ImportError:
+    except ImportError as error:
         raise MissingRuntimeError(
-            "COCO's compressed run lengths need pycocotools. Run: pip install 'structsam-export[coco]'."
-        ) from None
+            f"{what} need pycocotools ({error}). Install it: pip install 'structsam-export[coco]'."
+        ) from error
     return mask
 
 

@@ -15,8 +15,9 @@ from structsam_export.errors import PromptError
 from structsam_export.folder import new_folder
 from structsam_export.job import Job
 from structsam_export.predict.asked import Asked
-from structsam_export.predict.outputs import names_of, overlay
+from structsam_export.predict.outputs import names_of
 from structsam_export.runtime import Predictor, read_image
+from structsam_export.runtime.overlay import with_outlines
 
 
 @pytest.fixture
@@ -182,7 +183,7 @@ def test_overlay_tints_masks_and_outlines_them():
     image = np.full((9, 9, 3), 100, np.uint8)
     mask = np.zeros((9, 9), bool)
     mask[2:7, 2:7] = True
-    shown = overlay(image, [mask])
+    shown = with_outlines(image, [mask])
     assert (shown[0, 0] == 140).all() and shown[2, 4].tolist() == [230, 159, 0]
     assert shown[4, 4].tolist() == [189, 150, 63]
 
