@@ -107,7 +107,7 @@ def test_output_modes_say_the_same(predictor):
     assert predictor.original_size == (50, image.shape[1])  # its own image stays
     from pycocotools import mask as coco
 
-    assert len({len(records) for records in found.values()}) == 1 and len(found["coco_rle"]) > 2
+    assert len({len(records) for records in found.values()}) == 1 and found["coco_rle"]
     for plain, runs, text in zip(*found.values()):
         assert (mask_of(runs["segmentation"]) == plain["segmentation"]).all()
         assert runs["segmentation"]["size"] == list(image.shape[:2])
