@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _NAMES = {
     "ExportConfig": "structsam_export.config",
     "MergePlan": "structsam_export.methods.plan",
+    "Predictor": "structsam_export.runtime.predictor",
     "StructSAMError": "structsam_export.errors",
     "apply_patch": "structsam_export.patch",
     "export": "structsam_export.pipeline",
@@ -25,6 +26,7 @@ _NAMES = {
 __all__ = [
     "ExportConfig",
     "MergePlan",
+    "Predictor",
     "StructSAMError",
     "__version__",
     "apply_patch",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from structsam_export.backends.base import Array
+    from structsam_export.folder import ExportFolder
     from structsam_export.models import LoadedModel
     from structsam_export.runtime.decoding import Decoder
     from structsam_export.schedule import Schedule
@@ -25,13 +26,15 @@ class EagerRunner(Runner):
     """A PyTorch module on the CPU behind the interface of a runner.
 
     Args:
-        module: takes the inputs in the order of `inputs`, and returns one tensor or a tuple.
+        module: a module or function that takes the inputs in the order of `inputs`, and returns one tensor or a tuple.
         outputs: names of what it returns.
         name: of the runner.
         inputs: names of what it takes.
     """
 
-    def __init__(self, module: nn.Module, outputs: Sequence[str], name: str, inputs: Sequence[str]) -> None:
+    def __init__(
+        self, module: nn.Module | Callable[..., Any], outputs: Sequence[str], name: str, inputs: Sequence[str]
+    ) -> None:
         super().__init__(name)
         self.module, self.outputs = module, outputs
         self.inputs = dict.fromkeys(inputs, ())
@@ -86,6 +89,41 @@ def encoder_call(
 
     with schedule.patched(encoder) if schedule is not None else nullcontext():
         yield call
+
+
+@contextmanager
+def folder_runners(folder: ExportFolder, checkpoint: str | None = None) -> Iterator[tuple[Runner, Runner]]:
+    """What an export folder was made from, as runners with the inputs and outputs of its ONNX files.
+
+    Args:
+        folder: the folder.
+        checkpoint: where the weights are now; None: where they were.
+
+    Yields:
+        encoder (patched) and decoder.
+
+    Raises:
+        ArtifactError: the checkpoint is not the one that was exported.
+        CheckpointError: it is not there, or cannot be read.
+    """
+    from structsam_export.hosts import host_of
+    from structsam_export.job import Job
+
+    job = Job.of_folder(folder, checkpoint)
+    encoder = job.loaded.sam.image_encoder
+    host = host_of(encoder)
+
+    def encode(image: Any, boxes: Any = None) -> Any:
+        with prompted(encoder, boxes):
+            return encoder(image)
+
+    inputs = ("image", "boxes") if job.config.prompt_aware else ("image",)
+    decoder = host.decoder_for_export(job.loaded.sam)
+    with job.schedule.patched(encoder):
+        yield (
+            EagerRunner(encode, host.ENCODER_OUTPUTS, "encoder", inputs),
+            EagerRunner(decoder.module, decoder.outputs, "decoder", tuple(decoder.inputs)),
+        )
 
 
 def timed_encoder(

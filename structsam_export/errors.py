@@ -4,6 +4,8 @@
 
     StructSAMError
     |-- UsageError             2   unknown method, layer or variant; rate out of range; output exists
+    |   |-- PromptError        2   points, boxes or masks that are no prompt for this picture or model (a ValueError)
+    |   `-- NoImageError       2   `Predictor.predict` before `set_image` (a RuntimeError, as SAM raises it)
     |-- ParityError            3   a stage disagrees with the one before (artefacts are kept)
     |-- MissingRuntimeError    4   a runtime that was asked for is not installed or cannot run here
     |-- OutputError            4   output folder not writable, disk full
@@ -37,6 +39,14 @@ class UsageError(StructSAMError):
     """The request contradicts itself or the method's limits."""
 
     exit_code = 2
+
+
+class PromptError(UsageError, ValueError):
+    """Points, boxes or masks that are no prompt."""
+
+
+class NoImageError(UsageError, RuntimeError):
+    """A prediction is asked for before there is an image."""
 
 
 def shortened(text: object) -> str:

@@ -148,6 +148,8 @@ class Backend(ABC):
     BUILDS: ClassVar[bool] = True  # whether it makes files of its own from ONNX
     FROM_FP32: ClassVar[bool] = False  # whether it builds from the FP32 graph and chooses the precision itself
     TELLS_DECISIONS: ClassVar[bool] = False  # whether `runner(outputs=...)` can read tensors inside an engine
+    BY_PROFILE: ClassVar[bool] = False  # whether engines take no other dynamic shapes than their profile's
+    CONCURRENT: ClassVar[bool] = False  # whether several threads may call `infer` of one runner at once
     RUNNERS: ClassVar[dict[str, BenchRunner]] = {}
 
     def installed(self) -> bool:
@@ -242,6 +244,10 @@ class Backend(ABC):
         Raises:
             MissingRuntimeError: `check_options` refuses them.
         """
+
+    def reads_onnx(self) -> bool:
+        """Whether `runner` also takes ONNX files."""
+        return any(how.onnx for how in self.RUNNERS.values())
 
     def decided_runner(self, onnx: Path, engine: Engine) -> Runner:
         """An ONNX file in the precision of an engine, for graphs that take decisions as inputs."""

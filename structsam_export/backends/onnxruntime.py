@@ -72,6 +72,7 @@ class OnnxRuntime(Backend):
     MODULE: ClassVar[str] = "onnxruntime"
     INSTALL: ClassVar[str] = "pip install onnxruntime"
     BUILDS: ClassVar[bool] = False
+    CONCURRENT: ClassVar[bool] = True
     RUNNERS: ClassVar[dict[str, BenchRunner]] = {
         "ort-cpu": BenchRunner("ONNX in FP32 on ONNX Runtime's CPU provider", onnx=True, fp32=True),
         "ort-cuda": BenchRunner(

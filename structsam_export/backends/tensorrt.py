@@ -28,6 +28,7 @@ class TensorRT(Backend):
     NAME: ClassVar[str] = "tensorrt"
     MODULE: ClassVar[str] = "tensorrt"
     INSTALL: ClassVar[str] = "pip install 'structsam-export[tensorrt]'"
+    BY_PROFILE: ClassVar[bool] = True
     RUNNERS: ClassVar[dict[str, BenchRunner]] = {
         "tensorrt": BenchRunner("engine on this GPU, copies in and out each time"),
     }

@@ -1,6 +1,6 @@
 """The command line: parse, one library call, print. Results go to stdout, everything else to stderr.
 
-One module for each idea: `stages`, `speed`, `quality`, `lists`; `options` and `show` are common to them.
+One module for each idea: `stages`, `speed`, `quality`, `masks`, `lists`; `options` and `show` are common to them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import click
 
 from structsam_export import __version__
 from structsam_export.cli.lists import doctor, methods
+from structsam_export.cli.masks import predict
 from structsam_export.cli.quality import evaluate, sweep
 from structsam_export.cli.speed import bench
 from structsam_export.cli.stages import build, export, rewrite, trace, validate
@@ -46,7 +47,7 @@ def cli() -> None:
     """
 
 
-for command in (export, trace, rewrite, build, validate, bench, evaluate, sweep, methods, doctor):
+for command in (export, trace, rewrite, build, validate, bench, evaluate, sweep, predict, methods, doctor):
     cli.add_command(command)
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from structsam_export.errors import DatasetError, MissingRuntimeError, shortened
+from structsam_export.errors import DatasetError, shortened
+from structsam_export.runtime import regions
 
 ERRORS = (KeyError, TypeError, ValueError, OverflowError, IndexError, AttributeError)
 
@@ -136,10 +137,4 @@ def pycocotools() -> Any:
     Raises:
         MissingRuntimeError: not installed.
     """
-    try:
-        from pycocotools import mask
-    except ImportError as error:
-        raise MissingRuntimeError(
-            f"COCO annotations need pycocotools ({error}). Install it: pip install 'structsam-export[coco]'."
-        ) from error
-    return mask
+    return regions.pycocotools("COCO annotations")

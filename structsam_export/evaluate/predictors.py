@@ -14,6 +14,7 @@ from structsam_export.eager import decoder_of, encoder_call
 from structsam_export.errors import ArtifactError, MissingRuntimeError, unknown_name
 from structsam_export.folder import PARTS, onnx_name
 from structsam_export.runtime.decoding import decode_prompts, runner_decoder
+from structsam_export.runtime.model import ExportedModel
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,26 +76,18 @@ class Eager:
 
 @dataclass
 class Exported:
-    """An exported encoder and decoder in open runners; `batch` images an encoder call."""
+    """An exported encoder and decoder."""
 
     name: str
     identity: dict[str, Any]
-    size: int
-    preprocessing: str
-    encoder: Runner
-    decoder: Runner
-    batch: int = 1
-    prompt_aware: bool = False
+    model: ExportedModel
+
+    def __post_init__(self) -> None:
+        self.size, self.preprocessing = self.model.size, self.model.preprocessing
 
     def logits(self, case: Case) -> np.ndarray:
         """Low-resolution logits of every prompt, float32 (K, h, w)."""
-        return decoded(case, self.embedding, runner_decoder(self.decoder), self.prompt_aware)
-
-    def embedding(self, image: np.ndarray, box: np.ndarray | None) -> np.ndarray:
-        """Image embedding (1, C, h, w) of an image (1, 3, S, S), for a box (1, 4) if the encoder takes one."""
-        feed = {"image": image} if box is None else {"image": image, "boxes": box}
-        outputs = self.encoder.infer({k: v.repeat(self.batch, 0) for k, v in feed.items()})
-        return outputs["image_embeddings"][:1]
+        return decoded(case, self.model.encode, runner_decoder(self.model.decoder), self.model.prompt_aware)
 
 
 def decoded(case: Case, embed: Any, decode: Any, prompt_aware: bool) -> np.ndarray:
@@ -146,16 +139,18 @@ def exported_predictor(job: Job, folder: ExportFolder, runner: str) -> Iterator[
             names = [pair.encoder.file, pair.decoder.file]
             paths = [folder.verified(name) for name in names]
             runners = [active.enter_context(pair.backend.runner(path, path.name)) for path in paths]
-        yield Exported(
-            f"{job.label} {runner}",
-            {"runner": runner, "files": folder.digests(*names)},
+        encoder, decoder = runners
+        height, width = job.loaded.geometry.grid
+        model = ExportedModel(
+            encoder,
+            decoder,
             job.loaded.geometry.image_size,
+            (4 * height, 4 * width),
             job.loaded.spec.preprocessing,
-            runners[0],
-            runners[1],
-            batch=config.batch,
-            prompt_aware=config.prompt_aware,
+            config.batch,
+            config.prompt_aware,
         )
+        yield Exported(f"{job.label} {runner}", {"runner": runner, "files": folder.digests(*names)}, model)
 
 
 def onnx_runners(folder: ExportFolder, active: ExitStack) -> list[Runner]:

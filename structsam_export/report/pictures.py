@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from structsam_export.runtime.overlay import COLOURS as COLOURS
+from structsam_export.runtime.overlay import with_masks as with_masks
+
 if TYPE_CHECKING:
     from structsam_export.runtime.images import Prepared
     from structsam_export.runtime.prompts import Prompt
 
 WIDTH = 360
-# Okabe-Ito, readable with any colour vision.
-COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (204, 121, 167), (240, 228, 66), (213, 94, 0), (0, 114, 178))
 
 
 def data_uri(image: np.ndarray, width: int = WIDTH) -> str:
@@ -43,15 +44,6 @@ def with_prompts(image: np.ndarray, prompts: tuple[Prompt, ...]) -> np.ndarray:
             x, y = prompt.point
             pen.ellipse((x - 2 * unit, y - 2 * unit, x + 2 * unit, y + 2 * unit), fill=colour, outline="white")
     return np.asarray(picture)
-
-
-def with_masks(image: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """The photo, greyed, with every mask (P, h, w) tinted in its prompt's colour."""
-    grey = image.mean(-1, keepdims=True) * 0.6 + 80
-    out = np.repeat(grey, 3, -1)
-    for i, mask in enumerate(masks):
-        out[mask] = 0.45 * out[mask] + 0.55 * np.array(COLOURS[i % len(COLOURS)])
-    return out.clip(0, 255).astype(np.uint8)
 
 
 def difference(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -18,21 +18,33 @@ Decoder = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 Embed = Callable[[np.ndarray, "np.ndarray | None"], np.ndarray]
 
 
+def decoder_feed(
+    embedding: np.ndarray, coords: np.ndarray, labels: np.ndarray, masks: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """The inputs of an exported decoder.
+
+    An unused mask is zeros, not what lies in memory: graphs may multiply it by 0, which leaves NaN as it is.
+
+    Args:
+        embedding: float32 (1, C, h, w).
+        coords, labels: float32 (P, K, 2) in encoder pixels and int64 (P, K), padding points included.
+        masks: logits (P, 1, 4h, 4w) float32 of an earlier call.
+    """
+    height, width = (4 * side for side in embedding.shape[-2:])
+    return {
+        "image_embeddings": embedding,
+        "point_coords": coords,
+        "point_labels": labels,
+        "mask_input": np.zeros((len(coords), 1, height, width), np.float32) if masks is None else masks,
+        "has_mask_input": np.full(1, masks is not None, np.float32),
+    }
+
+
 def runner_decoder(runner: Runner) -> Decoder:
     """An exported decoder, loaded in a runner, without a mask prompt; gives SAM's single mask of each prompt."""
 
     def decode(embedding: np.ndarray, coords: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        height, width = (4 * side for side in embedding.shape[-2:])
-        outputs = runner.infer(
-            {
-                "image_embeddings": embedding,
-                "point_coords": coords,
-                "point_labels": labels,
-                "mask_input": np.zeros((len(coords), 1, height, width), np.float32),
-                "has_mask_input": np.zeros(1, np.float32),
-            }
-        )
-        return outputs["low_res_masks"][:, 0]
+        return runner.infer(decoder_feed(embedding, coords, labels))["low_res_masks"][:, 0]
 
     return decode
 

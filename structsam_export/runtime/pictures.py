@@ -37,7 +37,7 @@ NATIVE = "B" if np.little_endian else "L"
 STRAY = 1e38  # values beyond are no measurements
 
 
-def read_image(path: Path, what: str = "Photo", kind: type[BadInputError] = ImageError) -> np.ndarray:
+def read_image(path: str | Path, what: str = "Photo", kind: type[BadInputError] = ImageError) -> np.ndarray:
     """Read a photo as uint8 RGB (H, W, 3); see the module for how.
 
     Args:
@@ -48,6 +48,7 @@ def read_image(path: Path, what: str = "Photo", kind: type[BadInputError] = Imag
     Raises:
         ImageError: missing, unreadable, nothing Pillow can decode, several pages, or too many pixels.
     """
+    path = Path(path)
     with opened(path, what, kind, odd=True) as image:
         if not isinstance(image, tiff.Samples):
             turned = upright(image)

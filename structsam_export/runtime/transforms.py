@@ -1,0 +1,71 @@
+"""How photos and prompts get into an encoder's square, as `segment_anything`'s `ResizeLongestSide` does it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class ResizeLongestSide:
+    """The longest side becomes `target_length` px; the other keeps the proportion.
+
+    Images and coordinates are `segment_anything`'s to the bit. Sides that would vanish, which that class cannot resize,
+    get 1 px.
+    """
+
+    target_length: int
+    RESAMPLING: ClassVar[str] = "BILINEAR"
+
+    def apply_image(self, image: np.ndarray) -> np.ndarray:
+        """A photo (h, w, 3) uint8, resized (Pillow's filter, which smooths when it shrinks)."""
+        from PIL import Image
+
+        height, width = self.get_preprocess_shape(image.shape[0], image.shape[1], self.target_length)
+        method = Image.Resampling[self.RESAMPLING]
+        resized: np.ndarray = np.array(Image.fromarray(image).resize((width, height), method))
+        return resized
+
+    def apply_coords(self, coords: np.ndarray, original_size: Size) -> np.ndarray:
+        """Points (..., 2), x and y in pixels of a photo of (h, w), in encoder pixels; float64."""
+        scaled = np.array(coords, float)
+        scaled[..., 0] *= self.scale(original_size)[0]
+        scaled[..., 1] *= self.scale(original_size)[1]
+        return scaled
+
+    def apply_boxes(self, boxes: np.ndarray, original_size: Size) -> np.ndarray:
+        """Boxes (B, 4), x0 y0 x1 y1, as `apply_coords`."""
+        return self.apply_coords(np.reshape(boxes, (-1, 2, 2)), original_size).reshape(-1, 4)
+
+    def scale(self, original_size: Size) -> tuple[float, float]:
+        """What x and y are multiplied by."""
+        height, width = self.get_preprocess_shape(*original_size, self.target_length)
+        return width / original_size[1], height / original_size[0]
+
+    @staticmethod
+    def get_preprocess_shape(oldh: int, oldw: int, long_side_length: int) -> Size:
+        """(h, w) after resizing."""
+        # In this order of operations: another one rounds some sizes to the pixel beside.
+        scale = long_side_length * 1.0 / max(oldh, oldw)
+        return max(1, int(oldh * scale + 0.5)), max(1, int(oldw * scale + 0.5))
+
+
+@dataclass(frozen=True)
+class Stretch(ResizeLongestSide):
+    """Both sides become `target_length` px, as in MedSAM."""
+
+    RESAMPLING: ClassVar[str] = "BICUBIC"
+
+    @staticmethod
+    def get_preprocess_shape(oldh: int, oldw: int, long_side_length: int) -> Size:
+        """(h, w) after stretching."""
+        return long_side_length, long_side_length
+
+
+def transform_of(preprocessing: str, size: int) -> ResizeLongestSide:
+    """The transform of a model's preprocessing ("sam" or "medsam") into a square of `size` px."""
+    return Stretch(size) if preprocessing == "medsam" else ResizeLongestSide(size)
