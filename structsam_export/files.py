@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from structsam_export.errors import OutputError
+from structsam_export.errors import OutputError, UsageError
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
@@ -85,6 +85,45 @@ def _umask() -> int:
     value = os.umask(0)
     os.umask(value)
     return value
+
+
+@contextmanager
+def new_folder_at(
+    target: Path, marker: str, what: str, *, force: bool, option: str = "--output"
+) -> Iterator[Path]:
+    """A folder beside `target` that takes its place only if the body succeeds.
+
+    Args:
+        target: the folder to make.
+        marker: a file that folders of this kind have; a folder without it is never replaced.
+        what: such a folder in words, for messages.
+        force: replace an earlier one.
+        option: what the target is called on the command line.
+
+    Raises:
+        UsageError: `target` exists and `force` is not given, or it is something else.
+        OutputError: the place cannot be written to.
+    """
+    if target.exists() and not target.is_dir():
+        raise UsageError(f"{target} is a file. Pass another {option}.")
+    occupied = target.is_dir() and any(target.iterdir())
+    if occupied and not force:
+        raise UsageError(f"{target} already exists. Pass --force to replace it, or another {option}.")
+    if occupied and not (target / marker).exists():
+        raise UsageError(f"{target} is not {what} of structsam-export; it will not be replaced.")
+    with disk_errors(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+        partial.chmod(0o755)
+        try:
+            yield partial
+            old = partial.with_name(f"{partial.name}.old")
+            if target.exists():
+                target.replace(old)
+            partial.replace(target)
+            shutil.rmtree(old, ignore_errors=True)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager

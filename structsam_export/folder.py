@@ -7,8 +7,6 @@ whose hash differs is refused. Engines are code: they are loaded through `Export
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,8 +16,8 @@ from typing import Any
 from structsam_export.backends import EnginePair, choose_engines
 from structsam_export.backends.base import Engine
 from structsam_export.config import ExportConfig, read_json
-from structsam_export.errors import ArtifactError, UsageError, shortened
-from structsam_export.files import atomic, disk_errors, sha256_of
+from structsam_export.errors import ArtifactError, shortened
+from structsam_export.files import atomic, new_folder_at, sha256_of
 from structsam_export.manifest import PARTS as PARTS
 from structsam_export.manifest import check_manifest
 from structsam_export.reading import check_file
@@ -268,26 +266,8 @@ def new_folder(target: Path, manifest: Manifest, *, force: bool) -> Iterator[Exp
         UsageError: `target` exists and `force` is not given, or is not one of our folders.
         OutputError: the place cannot be written to.
     """
-    if target.exists() and not target.is_dir():
-        raise UsageError(f"{target} is a file. Pass another --output.")
-    occupied = target.is_dir() and any(target.iterdir())
-    if occupied and not force:
-        raise UsageError(f"{target} already exists. Pass --force to replace it, or another --output.")
-    if occupied and not (target / MANIFEST).exists():
-        raise UsageError(f"{target} is not an output folder of structsam-export; it will not be replaced.")
-    with disk_errors(target.parent):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
-        partial.chmod(0o755)
-        try:
-            yield ExportFolder(partial, manifest)
-            old = partial.with_name(f"{partial.name}.old")
-            if target.exists():
-                target.replace(old)
-            partial.replace(target)
-            shutil.rmtree(old, ignore_errors=True)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    with new_folder_at(target, MANIFEST, "an output folder", force=force) as partial:
+        yield ExportFolder(partial, manifest)
 
 
 def is_export(path: Path) -> bool:

@@ -29,6 +29,7 @@ class ModelSpec:
         url: official weights, or None.
         sha256: hex digest of the official file, or None.
         bytes: size of the official file, or None.
+        resized: whether weights of another image size are taken, their positions interpolated to this model's grid.
     """
 
     name: str
@@ -38,6 +39,7 @@ class ModelSpec:
     url: str | None = None
     sha256: str | None = None
     bytes: int | None = None
+    resized: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,17 @@ class LoadedModel:
     sha256: str
     geometry: EncoderGeometry
 
+    @property
+    def weights(self) -> str:
+        """Names the weights as they are used: the file's SHA-256, and the image size they were fitted to, if any."""
+        return f"{self.sha256}@{self.geometry.image_size}" if self.spec.resized else self.sha256
+
 
 _OFFICIAL = "https://dl.fbaipublicfiles.com/segment_anything/"
 
 _SPECS = (
     ModelSpec("demo", "bundled demo model", "demo", "sam"),
+    ModelSpec("demo-1024", "bundled demo model at 1024 px", "demo-1024", "sam", resized=True),
     ModelSpec(
         "vit_b",
         "SAM ViT-B",
@@ -91,6 +99,7 @@ _SPECS = (
 # Architecture -> "module:function" that builds it with random weights.
 ARCHITECTURES = {
     "demo": "structsam_export.models.demo:build_demo",
+    "demo-1024": "structsam_export.models.demo:build_demo_1024",
     "vit_b": "segment_anything:build_sam_vit_b",
     "vit_l": "segment_anything:build_sam_vit_l",
     "vit_h": "segment_anything:build_sam_vit_h",
@@ -125,14 +134,19 @@ def load_model(name: str, checkpoint: Path | None = None) -> LoadedModel:
     digest = None
     if checkpoint is not None:
         path = Path(checkpoint)
-    elif name == "demo":
+    elif spec.architecture.partition("-")[0] == "demo":
         path = _bundled()
     else:
         path, digest = fetch(spec), spec.sha256  # fetch has verified it; hashing ViT-H again takes seconds
     state = read_state_dict(path)
     sam = _build(spec.architecture)
     host, encoder = host_of(encoder_of(sam)), encoder_of(sam)
-    load_into(sam, host.checkpoint_keys(state), path, name)
+    weights = host.checkpoint_keys(state)
+    if spec.resized:
+        from structsam_export.models.positions import fitted
+
+        weights = fitted(weights, sam.state_dict())
+    load_into(sam, weights, path, name)
     sam.eval().requires_grad_(False)
     return LoadedModel(spec, sam, path, digest or sha256_of(path), host.geometry(encoder))
 

@@ -3,6 +3,9 @@
 512 px, a 32x32 token grid, 8 blocks of width 192 with 3 heads, global attention in blocks 2, 5 and 7 and
 12x12 windows elsewhere (32 -> 36, so its windows carry pads as SAM's 64 -> 70 do). Prompt encoder and mask
 decoder have SAM's shapes. 8.7 M parameters; weights by `scripts/demo_model`.
+
+At 1024 px, the size that most programs for SAM assume, it is the same weights on a 64x64 grid, their positions
+interpolated (`positions.fitted`).
 """
 
 from __future__ import annotations
@@ -18,15 +21,20 @@ PATCH_SIZE = 16
 EMBED_DIM = 256
 
 
-def build_demo() -> Sam:
-    """Build the demo model with random weights (a `segment_anything` `Sam`)."""
+def build_demo_1024() -> Sam:
+    """Build the demo model for images of 1024 px, with random weights."""
+    return build_demo(1024)
+
+
+def build_demo(image_size: int = IMAGE_SIZE) -> Sam:
+    """Build the demo model with random weights (a `segment_anything` `Sam`) for square images of `image_size` px."""
     import torch
     from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
-    grid = IMAGE_SIZE // PATCH_SIZE
+    grid = image_size // PATCH_SIZE
     return Sam(
         image_encoder=ImageEncoderViT(
-            img_size=IMAGE_SIZE,
+            img_size=image_size,
             patch_size=PATCH_SIZE,
             embed_dim=192,
             depth=8,
@@ -42,7 +50,7 @@ def build_demo() -> Sam:
         prompt_encoder=PromptEncoder(
             embed_dim=EMBED_DIM,
             image_embedding_size=(grid, grid),
-            input_image_size=(IMAGE_SIZE, IMAGE_SIZE),
+            input_image_size=(image_size, image_size),
             mask_in_chans=16,
         ),
         mask_decoder=MaskDecoder(
