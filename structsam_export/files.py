@@ -88,9 +88,7 @@ def _umask() -> int:
 
 
 @contextmanager
-def new_folder_at(
-    target: Path, marker: str, what: str, *, force: bool, option: str = "--output"
-) -> Iterator[Path]:
+def new_folder_at(target: Path, marker: str, what: str, *, force: bool, option: str = "--output") -> Iterator[Path]:
     """A folder beside `target` that takes its place only if the body succeeds.
 
     Args:

@@ -112,9 +112,7 @@ def write_pack(
             "options": dict(pack.options),
             "source": source.facts(),
             "versions": versions(),
-            "files": {
-                n: {"sha256": sha256_of(partial / n), "bytes": (partial / n).stat().st_size} for n in names
-            },
+            "files": {n: {"sha256": sha256_of(partial / n), "bytes": (partial / n).stat().st_size} for n in names},
         }
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     return Written(output, manifest)

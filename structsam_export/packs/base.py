@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from structsam_export.errors import UsageError
-from structsam_export.folder import ExportFolder, companion, onnx_name
+from structsam_export.folder import PARTS, ExportFolder, companion, onnx_name
 from structsam_export.geometry import EncoderGeometry
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Source:
     def bytes(self) -> int:
         """Bytes of both graphs with their weights."""
         files = self.folder.manifest.files
-        names = [name for part in ("encoder", "decoder") for name in (onnx_name(part), companion(onnx_name(part)))]
+        names = [name for part in map(onnx_name, PARTS) for name in (part, companion(part))]
         return sum(int(files[name]["bytes"]) for name in names if name in files)
 
     def core(self, part: str) -> Core:
@@ -89,6 +89,7 @@ class Source:
     def facts(self) -> dict[str, Any]:
         """Where a pack comes from, as plain values."""
         config, manifest = self.folder.config, self.folder.manifest
+        digests = self.folder.digests(*map(onnx_name, PARTS))
         return {
             "model": config.model,
             "checkpoint_sha256": manifest.model["sha256"],
@@ -98,7 +99,7 @@ class Source:
             "precision": config.precision,
             "form": config.form,
             "passed": manifest.results.passed,
-            **{f"{name}_sha256": digest for name, digest in self.folder.digests("encoder.onnx", "decoder.onnx").items()},
+            **{f"{name}_sha256": digest for name, digest in digests.items()},
         }
 
 
@@ -159,11 +160,14 @@ class Pack(ABC):
         if source.folder.manifest.results.passed is False:
             return "it did not pass its parity gates. See its report.html, and export again."
         if config.prompt_aware:
-            return f"{who} encode an image once, before any prompt; this encoder takes one. Export without --prompt-aware."
+            return (
+                f"{who} encode an image once, before any prompt; this encoder takes one. Export without --prompt-aware."
+            )
         if config.batch != 1:
             return f"{who} send one image a call; this encoder takes {config.batch}. Export with --batch 1."
         if source.folder.manifest.model.get("preprocessing", "sam") != "sam":
-            return f"{who} pad photos and normalise them as SAM does; MedSAM stretches and scales them. Use the export's own files."
+            why = f"{who} pad photos and normalise them as SAM does; MedSAM stretches and scales them."
+            return f"{why} Use the export's own files."
         if limits.sizes is not None and source.size not in limits.sizes:
             demo = " Export --model demo-1024." if source.model == "demo" else " Export a model of that size."
             return f"{who} {limits.why_size}; this model takes {source.size} px.{demo}"
@@ -191,6 +195,10 @@ class Pack(ABC):
         from jinja2 import Environment, PackageLoader, StrictUndefined
 
         loader = PackageLoader("structsam_export.packs", "readme")
-        environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+        environment = Environment(
+            loader=loader, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+        )
         template = environment.get_template(f"{self.NAME}.md.j2")
-        return template.render(pack=self, source=source, folder=folder, config=source.folder.config, option=self.options)
+        return template.render(
+            pack=self, source=source, folder=folder, config=source.folder.config, option=self.options
+        )

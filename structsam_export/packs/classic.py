@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from structsam_export.packs.graphs import ClientGraph
 
 LABELS = (
-    "1 foreground, 0 background, 2 and 3 upper left and lower right corner of a box, -1 padding point. A prompt without "
-    "a box ends with exactly one point (0, 0) of label -1, as SamPredictor adds it: the point has an embedding of its "
-    "own and is not neutral"
+    "1 foreground, 0 background, 2 and 3 upper left and lower right corner of a box, -1 padding point. A prompt "
+    "without a box ends with exactly one point (0, 0) of label -1, as SamPredictor adds it: the point has an embedding "
+    "of its own and is not neutral"
 )
 COORDS = (
     "x, y in pixels of the resized image, from the upper left corner; the graph adds the half pixel and normalises. "
@@ -34,10 +34,13 @@ SIZE = "height, width of the photo in pixels"
 LOW_RES = "logits, object above 0, on the square of the resized and padded image"
 IOU = "the model's own guess of each mask's IoU"
 MASKS = "logits of the photo's size, object above 0"
-IMAGE = "RGB, longest side resized to S, minus (123.675, 116.28, 103.53), over (58.395, 57.12, 57.375), then zeros to the right and below"
+IMAGE = (
+    "RGB, longest side resized to S, minus (123.675, 116.28, 103.53), over (58.395, 57.12, 57.375), then zeros to the "
+    "right and below"
+)
 ABOUT = (
-    "Prompt encoder and mask decoder of Segment Anything. Points are in pixels of the resized image; a prompt without a "
-    "box ends with one point (0, 0) of label -1; logits above 0 are the object."
+    "Prompt encoder and mask decoder of Segment Anything. Points are in pixels of the resized image; a prompt without "
+    "a box ends with one point (0, 0) of label -1; logits above 0 are the object."
 )
 
 
@@ -102,12 +105,10 @@ def resized_size(graph: ClientGraph, original: str, size: int, rounding: float) 
 
 
 def photo_masks(graph: ClientGraph, logits: str, resized: str, original: str, size: int) -> str:
-    """Logits (P, M, 4h, 4w) on the photo: enlarged to the square, cropped to the resized photo, resized to the photo."""
+    """Logits (P, M, 4h, 4w) on the photo: enlarged to the square, cropped to the resized photo, resized to its size."""
 
     def linear(value: str, sizes: str) -> str:
-        return graph.op(
-            "Resize", value, "", "", sizes, mode="linear", coordinate_transformation_mode="half_pixel"
-        )
+        return graph.op("Resize", value, "", "", sizes, mode="linear", coordinate_transformation_mode="half_pixel")
 
     count = graph.op("Shape", logits, start=0, end=2)
     square = linear(logits, graph.op("Concat", count, graph.constant([size, size]), axis=0))

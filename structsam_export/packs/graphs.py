@@ -118,7 +118,9 @@ class ClientGraph:
             raise ArtifactError(f"{core.path} takes {names}, not {', '.join(feeds)}. Export again with --force.")
         for domain in core.model.opset_import:
             if self.domains.setdefault(domain.domain, domain.version) != domain.version:
-                raise ArtifactError(f"{core.path} has another opset than the graph beside it. Export again with --force.")
+                raise ArtifactError(
+                    f"{core.path} has another opset than the part beside it. Export again with --force."
+                )
         prefix = f"{part}/"
         with content_errors(core.path):
             inner = compose.add_prefix(core.model, prefix, rename_functions=False)
@@ -170,6 +172,7 @@ class ClientGraph:
 
     def _inlined(self, model: Any) -> Core:
         """The core whose weights may stay beside; those of all others go into the graph, so that one file is left."""
+        from onnx import TensorProto
         from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
         main = max(self.cores, key=lambda core: sum(t.ByteSize() for t in core.model.graph.initializer) + _beside(core))
@@ -177,7 +180,7 @@ class ClientGraph:
         for tensor in model.graph.initializer:
             if uses_external_data(tensor) and own not in {e.value for e in tensor.external_data}:
                 load_external_data_for_tensor(tensor, str(main.path.parent))
-                tensor.data_location = 0
+                tensor.data_location = TensorProto.DEFAULT
                 del tensor.external_data[:]
         return main
 

@@ -1,10 +1,10 @@
 """Pack: a Hugging Face model folder in the layout of optimum, as transformers.js loads it.
 
-Its decoder takes no mask and no mask input, adds the padding point itself, and knows label -10: a point that is not there,
+Its decoder takes no mask as a prompt, adds the padding point itself, and knows label -10: a point that is not there,
 whose embedding is a zero vector. It gives the three masks of `multimask_output`.
 
-Beyond the layout, labels 2 and 3 are a box's corners here; transformers.js hands them on untouched. A call with a box gets
-no padding point, as SAM gives it none.
+Beyond the layout, labels 2 and 3 are a box's corners here; transformers.js hands them on untouched. A call with a box
+gets no padding point, as SAM gives it none.
 """
 
 from __future__ import annotations
@@ -136,7 +136,9 @@ def with_zero_row(core: Core) -> Core:
         if comes_from(node.input[1], "point_labels", made)
     }
     if len(tables) != 1:
-        raise ArtifactError(f"{core.path} has {len(tables)} tables of label embeddings, not one. Export again with --force.")
+        raise ArtifactError(
+            f"{core.path} has {len(tables)} tables of label embeddings, not one. Export again with --force."
+        )
     tensor = weights[tables.pop()]
     table = numpy_helper.to_array(tensor, str(core.path.parent))
     tensor.CopyFrom(numpy_helper.from_array(np.concatenate([table, np.zeros_like(table[:1])]), tensor.name))
@@ -163,7 +165,7 @@ def grid_positions(core: Core, grid: tuple[int, int]) -> np.ndarray:
     if len(found) != 1:
         raise ArtifactError(f"{core.path} has no matrix of position embeddings. Export again with --force.")
     matrix = numpy_helper.to_array(found[0], str(core.path.parent))
-    y, x = np.meshgrid(*((2 * (np.arange(side) + 0.5) / side - 1 for side in grid)), indexing="ij")
+    y, x = np.meshgrid(*(2 * (np.arange(side) + 0.5) / side - 1 for side in grid), indexing="ij")
     angles = 2 * np.pi * (np.stack([x, y], -1) @ matrix.astype(float))
     return np.concatenate([np.sin(angles), np.cos(angles)], -1).transpose(2, 0, 1)[None].astype(np.float32)
 

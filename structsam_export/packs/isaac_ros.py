@@ -7,6 +7,7 @@ the same floored size.
 
 from __future__ import annotations
 
+from itertools import starmap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,9 +81,8 @@ def config(source: Source) -> str:
     outputs = {"masks": [-1, -1, -1, -1], "iou_predictions": [-1, 1], "low_res_masks": [-1, 1, -1, -1]}
 
     def tensors(kind: str, shapes: dict[str, list[int]]) -> str:
-        rows = ",\n".join(
-            f'  {{\n    name: "{name}"\n    data_type: TYPE_FP32\n    dims: {dims}\n  }}' for name, dims in shapes.items()
-        )
+        row = '  {{\n    name: "{}"\n    data_type: TYPE_FP32\n    dims: {}\n  }}'
+        rows = ",\n".join(starmap(row.format, shapes.items()))
         return f"{kind} [\n{rows}\n]\n"
 
     head = f'name: "{MODEL}"\nplatform: "onnxruntime_onnx"\nmax_batch_size: 0\n'

@@ -1,4 +1,4 @@
-"""Pack: SAM's classic ONNX files, for samexporter, osam, segment-anything-onnx, Label Studio and whoever reads the same."""
+"""Pack: SAM's classic ONNX files, for samexporter, osam, segment-anything-onnx and whoever reads the same."""
 
 from __future__ import annotations
 

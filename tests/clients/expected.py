@@ -63,7 +63,7 @@ def square(fed: np.ndarray, size: int) -> np.ndarray:
 
 
 def drawn(export: Export, fed: np.ndarray, photo: dict, resized_to: tuple[int, int], *, pad_boxes: bool) -> list:
-    """Masks (M, H, W) of each prompt from the encoder's input, with a program's size of the resized photo.
+    """Of each prompt the one mask's logits, all logits and where they belong, from what a program fed its encoder.
 
     Args:
         export: our files.
@@ -109,14 +109,15 @@ def sampled(values: np.ndarray, place: np.ndarray, axis: int) -> np.ndarray:
     return first * (1 - weight) + np.where(beyond, 0, second) * weight
 
 
-def our_own(export: Export, photo: dict) -> list[np.ndarray]:
-    """Masks (4, H, W) of each prompt as SamPredictor makes them, and which one SAM chooses: nothing of the program."""
+def our_own(export: Export, photo: dict) -> list:
+    """Of each prompt the one mask (1, H, W), all logits and the prepared photo as SamPredictor has them."""
     ready = prepare(photo["image"], export.size)
     embedding, found = export.embed(ready.tensor), []
     for prompt in photo["prompts"]:
         points, labels = padded(prompt, False)
         logits, ious = export.logits(embedding, points * ready.scale, labels)
-        found.append((masks_of(chosen(logits, ious, max(len(labels), 2 + (2 in labels))), ready, export.size), logits, ready))
+        single = chosen(logits, ious, len(labels) + (2 in labels))  # a box has one mask
+        found.append((masks_of(single, ready, export.size), logits, ready))
     return found
 
 

@@ -1,21 +1,21 @@
 """Other people's programs on our packs, unmodified: their masks are ours.
 
-`make test-clients`. Two gates for each program, plain and merged: with what the program fed its encoder, and with its own
-size of the resized photo, its masks overlap ours by .99 or more, each one; and it draws something. The overlap with masks of
-our own resizing is in the table that is printed at the end and kept in `docs/packs.md`.
+`make test-clients`. Two gates for each program, plain and merged: from what the program fed its encoder, in its own
+size of the resized photo, we draw masks that overlap its masks by .99 or more, each one; and it draws something. The overlap
+with masks of our own resizing is in the table that is printed at the end and kept in `docs/packs.md`.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
-import environments
-import expected
 import numpy as np
 import pytest
+from clients import environments, expected
 
 from structsam_export.config import ExportConfig
 from structsam_export.packs import write_pack
@@ -94,7 +94,11 @@ def run(command, pack, photos, tmp_path, *rest):
     for path in out.glob("*.*.*.npy"):
         name, i, j, _ = path.name.split(".")
         masks.setdefault((int(i), int(j)), {})[name] = np.load(path)
-    return masks, [np.load(out / f"fed.{i}.npy") for i in range(len(photos))], json.loads((out / "about.json").read_text())
+    return (
+        masks,
+        [np.load(out / f"fed.{i}.npy") for i in range(len(photos))],
+        json.loads((out / "about.json").read_text()),
+    )
 
 
 def judge(client, version, kind, pairs, own, note):
@@ -139,8 +143,7 @@ def test_nchw_programs(client, exported, photos, tmp_path):
     pairs, own = [], []
     for i, photo in enumerate(photos):
         size = size_of(*photo["image"].shape[:2])
-        pad = client != "osam" or True
-        want = expected.drawn(ours, fed[i], photo, size, pad_boxes=pad)
+        want = expected.drawn(ours, fed[i], photo, size, pad_boxes=True)
         free = expected.our_own(ours, photo)
         for j, (single, _, there) in enumerate(want):
             pairs.append((masks[i, j]["mask"], expected.masks_of(single, there, 1024)[0]))
@@ -186,8 +189,6 @@ def test_canvas_programs(client, exported, photos, tmp_path):
 
 def test_transformers_js(exported, photos, tmp_path):
     """All three masks; a box as points of labels 2 and 3."""
-    import shutil
-
     node = shutil.which("node")
     if node is None:
         pytest.skip("transformers.js: Node is not installed")

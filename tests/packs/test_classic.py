@@ -130,7 +130,7 @@ def test_nanosams_decoder(packed, sam):
 
 @pytest.mark.parametrize("kind", ["plain", "merged"])
 def test_isaac_ros_gets_sams_input_back(kind, packed):
-    """The node's preprocessing in NumPy: int() sizes, black pads, then normalised; the graph undoes the pads exactly."""
+    """The node's preprocessing in NumPy: int() sizes, black pads, then normalised; the graph undoes the pads."""
     export, folder = packed("isaac-ros", kind)
     place = folder / "models" / "triton" / "segment_anything"
     path = place / "1" / "model.onnx"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import onnx
 import pytest
-from toy_pack import Toy
 
 from structsam_export.errors import ArtifactError, UsageError
 from structsam_export.folder import ExportFolder
@@ -17,8 +17,10 @@ from structsam_export.packs import MANIFEST, PACKS, make_pack, options_of_packs,
 
 @pytest.fixture
 def toy(monkeypatch):
-    """One registry line."""
+    """One file, one registry line; its class."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
     monkeypatch.setitem(PACKS, "toy", "toy_pack:Toy")
+    return pack_class("toy")
 
 
 @pytest.mark.parametrize("name", [*PACKS, "toy"])
@@ -117,7 +119,7 @@ def test_a_changed_export_is_refused(toy, make_export, tmp_path):
 
 def test_options_are_those_of_the_pack(toy):
     assert make_pack("toy").options == {"colour": "red"}
-    assert options_of_packs()["colour"] == Toy.OPTIONS["colour"]
+    assert options_of_packs()["colour"] == toy.OPTIONS["colour"]
     with pytest.raises(UsageError, match="has no --colour"):
         make_pack("meta", {"colour": "red"})
     with pytest.raises(UsageError, match="red, blue"):
@@ -131,7 +133,9 @@ def test_the_command(in_process, make_export, any_size, tmp_path):
     status, out, _ = in_process("pack", "--list")
     assert status == 0
     assert all(name in out for name in PACKS)
-    status, out, _ = in_process("pack", folder, tmp_path / "made", "--as", "meta", "--input", "hwc", "--masks", "4", "--json")
+    status, out, _ = in_process(
+        "pack", folder, tmp_path / "made", "--as", "meta", "--input", "hwc", "--masks", "4", "--json"
+    )
     assert status == 0
     assert json.loads(out)["options"] == {"input": "hwc", "masks": "4"}
     status, _, err = in_process("pack", folder, tmp_path / "made2", "--as", "hf", "--input", "hwc")

@@ -85,7 +85,13 @@ def test_weights_beside(make_export, tmp_path, monkeypatch):
     folder = make_export()
     model = onnx.load(str(folder / "encoder.onnx"))
     (folder / "encoder.onnx").unlink()
-    onnx.save(model, str(folder / "encoder.onnx"), save_as_external_data=True, location="encoder.onnx.data", size_threshold=1024)
+    onnx.save(
+        model,
+        str(folder / "encoder.onnx"),
+        save_as_external_data=True,
+        location="encoder.onnx.data",
+        size_threshold=1024,
+    )
     opened = ExportFolder.read(folder)
     opened.add("encoder.onnx")
     opened.write()
