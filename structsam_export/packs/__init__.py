@@ -95,12 +95,15 @@ def write_pack(
         ArtifactError: a file of the export is missing or was changed.
         OutputError: the place cannot be written to.
     """
+    from structsam_export.console import note
     from structsam_export.environment import versions
     from structsam_export.files import new_folder_at, require_space, sha256_of
     from structsam_export.packs.base import Source
 
     pack, source = make_pack(name, options), Source.read(path)
     pack.check(source)
+    if source.folder.manifest.results.passed is None:
+        note(f"{path} was never validated; 'structsam-export validate {path}' compares it with PyTorch.")
     with new_folder_at(output, MANIFEST, "a pack", force=force, option="OUT") as partial:
         require_space(partial, source.bytes)
         pack.write(source, partial)

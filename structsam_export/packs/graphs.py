@@ -151,7 +151,7 @@ class ClientGraph:
 
         from structsam_export import __version__
         from structsam_export.rewrite import INLINE_LIMIT
-        from structsam_export.rewrite.weights import locations, save
+        from structsam_export.rewrite.weights import save
 
         graph = helper.make_graph(self.nodes, self.name, self.inputs, self.outputs, self.weights, self.about)
         model = helper.make_model(
@@ -168,7 +168,7 @@ class ClientGraph:
         with content_errors(main.path):
             save(model, main.path, path, INLINE_LIMIT, beside)
             onnx.checker.check_model(str(path))
-        return bool(locations(onnx.load(str(path), load_external_data=False)))
+        return path.with_name(beside.format(name=path.name, stem=path.stem)).exists()
 
     def _inlined(self, model: Any) -> Core:
         """The core whose weights may stay beside; those of all others go into the graph, so that one file is left."""

@@ -45,10 +45,17 @@ ENVIRONMENTS = {
 }
 
 
+def home() -> Path:
+    """Where all environments are."""
+    place = Path(os.environ.get("STRUCTSAM_CLIENTS", DEFAULT)).absolute()
+    place.mkdir(parents=True, exist_ok=True)
+    return place
+
+
 def folder_of(name: str) -> Path:
     """The environment, installed; the test is skipped, with the reason, where that is not possible."""
     environment = ENVIRONMENTS[name]
-    place = Path(os.environ.get("STRUCTSAM_CLIENTS", DEFAULT)).absolute() / name
+    place = home() / name
     done = place / "installed"
     if not done.exists() or done.read_text() != repr(environment):
         shutil.rmtree(place, ignore_errors=True)

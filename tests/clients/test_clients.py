@@ -1,8 +1,8 @@
 """Other people's programs on our packs, unmodified: their masks are ours.
 
 `make test-clients`. Two gates for each program, plain and merged: from what the program fed its encoder, in its own
-size of the resized photo, we draw masks that overlap its masks by .99 or more, each one; and it draws something. The overlap
-with masks of our own resizing is in the table that is printed at the end and kept in `docs/packs.md`.
+size of the resized photo, we draw masks that overlap its masks by .99 or more, each one; and it draws something. The
+overlap with masks of our own resizing is in the table that is printed at the end and kept in `docs/packs.md`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clients import environments, expected
+from clients import environments, expected, table
 
 from structsam_export.config import ExportConfig
 from structsam_export.packs import write_pack
@@ -25,7 +25,6 @@ pytestmark = pytest.mark.clients
 DRIVERS = Path(__file__).parent / "drivers"
 KINDS = {"plain": {"method": "none"}, "merged": {"method": "structsam", "rate": 0.5}}
 GATE = 0.99
-ROWS: dict[str, dict[str, str]] = {}
 
 
 def rounded(h, w, size=1024):
@@ -106,23 +105,10 @@ def judge(client, version, kind, pairs, own, note):
     assert len(pairs) >= 12
     ours = [expected.iou(a, b) for a, b in pairs]
     raw = [expected.iou(a, b) for a, b in own]
-    row = ROWS.setdefault(client, {"version": version, "note": note})
-    row[kind] = f"{np.mean(ours):.4f} (min {min(ours):.4f})"
-    row[f"{kind}, own resizing"] = f"{np.mean(raw):.3f}"
+    figures = {kind: f"{np.mean(ours):.4f} (min {min(ours):.4f})", f"{kind}, ours": f"{np.mean(raw):.3f}"}
+    table.keep(client, {"version": version, **figures, "note": note})
     assert sum(bool(mask.any()) for mask, _ in pairs) >= 0.75 * len(pairs), "hardly anything was drawn"
     assert min(ours) >= GATE, ours
-
-
-@pytest.fixture(scope="session", autouse=True)
-def table(tmp_path_factory, request):
-    """Print what was measured."""
-    yield
-    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
-    for client, row in ROWS.items():
-        cells = [client, row["version"], *(row.get(k, "-") for k in KINDS)]
-        cells += [row.get(f"{k}, own resizing", "-") for k in KINDS] + [row["note"]]
-        if reporter:
-            reporter.write_line(f"| {' | '.join(cells)} |")
 
 
 MIT = {
