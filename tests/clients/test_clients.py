@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import shared_traces
 from clients import environments, expected, table
 
 from structsam_export.config import ExportConfig
@@ -49,7 +50,9 @@ def exported(request, tmp_path_factory):
     from structsam_export.pipeline import rewrite_folder, trace_only
 
     folder = tmp_path_factory.mktemp("exports") / request.param
-    trace_only(ExportConfig(model="demo-1024", precision="fp32", backend="none", **KINDS[request.param]), folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("structsam_export.pipeline.trace_stage", shared_traces.trace_stage)
+        trace_only(ExportConfig(model="demo-1024", precision="fp32", backend="none", **KINDS[request.param]), folder)
     rewrite_folder(folder)
     parts = (ort.InferenceSession(str(folder / f"{part}.onnx")) for part in ("encoder", "decoder"))
     return request.param, folder, expected.Export(*parts, 1024)
@@ -73,6 +76,12 @@ def photos():
         ]
         made.append({"image": np.ascontiguousarray(image), "prompts": prompts})
     return made
+
+
+@pytest.fixture(scope="session")
+def own(exported, photos):
+    """What SamPredictor would draw with this export, by photo and prompt."""
+    return [expected.our_own(exported[2], photo) for photo in photos]
 
 
 def run(command, pack, photos, tmp_path, *rest):
@@ -100,11 +109,11 @@ def run(command, pack, photos, tmp_path, *rest):
     )
 
 
-def judge(client, version, kind, pairs, own, note):
+def judge(client, version, kind, pairs, others, note):
     """Gate the overlaps, and keep the row of the table."""
     assert len(pairs) >= 12
     ours = [expected.iou(a, b) for a, b in pairs]
-    raw = [expected.iou(a, b) for a, b in own]
+    raw = [expected.iou(a, b) for a, b in others]
     figures = {kind: f"{np.mean(ours):.4f} (min {min(ours):.4f})", f"{kind}, ours": f"{np.mean(raw):.3f}"}
     table.keep(client, {"version": version, **figures, "note": note})
     assert sum(bool(mask.any()) for mask, _ in pairs) >= 0.75 * len(pairs), "hardly anything was drawn"
@@ -119,22 +128,21 @@ MIT = {
 
 
 @pytest.mark.parametrize("client", MIT)
-def test_nchw_programs(client, exported, photos, tmp_path):
+def test_nchw_programs(client, exported, photos, own, tmp_path):
     """Programs that resize photos as SAM does."""
     driver, options, size_of, note = MIT[client]
     kind, folder, ours = exported
     place = environments.folder_of("mit")
     pack = write_pack(folder, tmp_path / "pack", "meta", options).folder
     masks, fed, about = run([place / "bin" / "python", DRIVERS / driver], pack, photos, tmp_path)
-    pairs, own = [], []
+    pairs, others = [], []
     for i, photo in enumerate(photos):
         size = size_of(*photo["image"].shape[:2])
         want = expected.drawn(ours, fed[i], photo, size, pad_boxes=True)
-        free = expected.our_own(ours, photo)
         for j, (single, _, there) in enumerate(want):
             pairs.append((masks[i, j]["mask"], expected.masks_of(single, there, 1024)[0]))
-            own.append((masks[i, j]["mask"], free[j][0][0]))
-    judge(client, about["version"], kind, pairs, own, note)
+            others.append((masks[i, j]["mask"], own[i][j][0][0]))
+    judge(client, about["version"], kind, pairs, others, note)
 
 
 CANVAS = {
@@ -145,7 +153,7 @@ CANVAS = {
 
 
 @pytest.mark.parametrize("client", CANVAS)
-def test_canvas_programs(client, exported, photos, tmp_path):
+def test_canvas_programs(client, exported, photos, own, tmp_path):
     """Programs that put every photo on a canvas of 684 x 1024."""
     environment, driver, name, options = CANVAS[client]
     kind, folder, ours = exported
@@ -153,27 +161,26 @@ def test_canvas_programs(client, exported, photos, tmp_path):
     pack = write_pack(folder, tmp_path / "pack", name, options).folder
     command = [place / "bin" / "python", DRIVERS / driver]
     masks, fed, about = run(command, pack, photos, tmp_path, place / "unpacked")
-    pairs, own, shown = [], [], []
+    pairs, others, shown = [], [], []
     for i, photo in enumerate(photos):
         shape = photo["image"].shape[:2]
         scale = min(684 / shape[0], 1024 / shape[1])
         embedding = ours.embed(expected.square(fed[i], 1024))
-        free = expected.our_own(ours, photo)
         for j, prompt in enumerate(photo["prompts"]):
             points, labels = expected.padded(prompt, True)
             single = expected.chosen(*ours.logits(embedding, points * scale, labels), len(labels))
             want = expected.on_canvas(single, shape, scale, 1024)[0]
             pairs.append((masks[i, j]["mask"], want))
-            own.append((masks[i, j]["mask"], free[j][0][0]))
+            others.append((masks[i, j]["mask"], own[i][j][0][0]))
             if "shown" in masks[i, j]:
                 shown.append(expected.iou(masks[i, j]["shown"], want))
-    judge(client, about["version"], kind, pairs, own, "684 x 1024 canvas, OpenCV's filter, boxes with padding point")
+    judge(client, about["version"], kind, pairs, others, "684 x 1024 canvas, OpenCV's filter, boxes with padding point")
     if client == "AnyLabeling":
         assert len(shown) == len(pairs)
         assert np.median(shown) > 0.9, "polygons, which it simplifies, of which it leaves out small ones"
 
 
-def test_transformers_js(exported, photos, tmp_path):
+def test_transformers_js(exported, photos, own, tmp_path):
     """All three masks; a box as points of labels 2 and 3."""
     node = shutil.which("node")
     if node is None:
@@ -182,16 +189,15 @@ def test_transformers_js(exported, photos, tmp_path):
     place = environments.folder_of("node")
     pack = write_pack(folder, tmp_path / "packed", "hf").folder
     masks, fed, about = run([node, DRIVERS / "run_transformersjs.mjs"], pack, photos, tmp_path, place)
-    pairs, own = [], []
+    pairs, others = [], []
     for i, photo in enumerate(photos):
         size = floored(*photo["image"].shape[:2])
         assert list(size) == about["sizes"][i]
         want = expected.drawn(ours, fed[i], photo, size, pad_boxes=False)
-        free = expected.our_own(ours, photo)
         for j, (_, logits, there) in enumerate(want):
             drawn = expected.masks_of(logits[1:], there, 1024)
-            alone = expected.masks_of(free[j][1][1:], free[j][2], 1024)
+            alone = expected.masks_of(own[i][j][1][1:], own[i][j][2], 1024)
             for k in range(3):
                 pairs.append((masks[i, j][f"mask{k}"], drawn[k]))
-                own.append((masks[i, j][f"mask{k}"], alone[k]))
-    judge("transformers.js", about["version"], kind, pairs, own, "floors sizes, another filter")
+                others.append((masks[i, j][f"mask{k}"], alone[k]))
+    judge("transformers.js", about["version"], kind, pairs, others, "floors sizes, another filter")
