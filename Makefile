@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all accuracy clean
+.PHONY: demo test test-all test-clients accuracy clean
 
 demo: $(VENV)/.demo
 	$(BIN)/structsam-export --method structsam --rate 0.5 --backend tensorrt-rtx --target sm86,sm89 --force
@@ -20,6 +20,10 @@ test: $(VENV)/.test
 
 test-all: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m slow
+
+# Other people's programs on our packs, in environments of their own (about 2 GB, in $STRUCTSAM_CLIENTS).
+test-clients: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m clients -rs tests/clients
 
 accuracy: $(VENV)/.demo
 	$(BIN)/structsam-export sweep --plot docs/images/accuracy.png --markdown docs/accuracy.md

@@ -107,7 +107,7 @@ def decoder_of(job):
             place.mkdir()
             own_decoder(sam, place / path.name, opset=opset)
 
-        copy_parts(cached_file(key_of("decoder", job.loaded.sha256, opset), make), path.parent, ["decoder"])
+        copy_parts(cached_file(key_of("decoder", job.loaded.weights, opset), make), path.parent, ["decoder"])
 
     return traced
 

@@ -179,6 +179,18 @@ def test_every_backend_runner_and_form_is_described():
     assert all(f"`{runner}`" in DOCS["docs/performance.md"] for runner in runners())
 
 
+def test_every_pack_and_its_options_are_described():
+    from structsam_export.packs import PACKS, options_of_packs, pack_class
+
+    page, table = DOCS["docs/packs.md"], rows(DOCS["docs/packs.md"])
+    for name in PACKS:
+        assert table[name][0], name
+        options = pack_class(name).OPTIONS.items()
+        assert all(f"`--{option} {choice}`" in page for option, about in options for choice in about.choices)
+    named = set(re.findall(r"`--(\w+) [\w-]+`", page))
+    assert named <= {*options_of_packs(), "as", "model", "form"}
+
+
 def test_engines_are_named_as_backends_name_them():
     from structsam_export.backends import BACKENDS
 
@@ -199,7 +211,7 @@ def test_registries_of_the_readme_are_the_package_s():
     from importlib import import_module
 
     kinds = re.findall(r"^\* \*\*A .*?: `(\w+)/`.*; `([A-Z]+)`.*?; `(tests/\w+)`", README, re.MULTILINE)
-    assert [kind for kind, *_ in kinds] == ["methods", "hosts", "backends", "rewrite"]
+    assert [kind for kind, *_ in kinds] == ["methods", "hosts", "backends", "packs", "rewrite"]
     for kind, registry, tests in kinds:
         assert getattr(import_module(f"structsam_export.{kind}"), registry)
         assert list((ROOT / tests).glob("test_*.py"))

@@ -14,6 +14,7 @@ import click
 from structsam_export import __version__
 from structsam_export.cli.lists import doctor, methods
 from structsam_export.cli.masks import predict
+from structsam_export.cli.packs import pack
 from structsam_export.cli.quality import evaluate, sweep
 from structsam_export.cli.speed import bench
 from structsam_export.cli.stages import build, export, rewrite, trace, validate
@@ -47,7 +48,7 @@ def cli() -> None:
     """
 
 
-for command in (export, trace, rewrite, build, validate, bench, evaluate, sweep, predict, methods, doctor):
+for command in (export, trace, rewrite, build, validate, bench, evaluate, sweep, predict, pack, methods, doctor):
     cli.add_command(command)
 
 

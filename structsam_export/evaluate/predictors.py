@@ -98,12 +98,12 @@ def decoded(case: Case, embed: Any, decode: Any, prompt_aware: bool) -> np.ndarr
 def identity_of(job: Job) -> dict[str, Any]:
     """What determines the masks of a job's patched model."""
     config = {k: v for k, v in job.config.to_dict().items() if k not in IRRELEVANT}
-    return {"runner": "eager", "weights": job.loaded.sha256, "preprocessing": job.loaded.spec.preprocessing, **config}
+    return {"runner": "eager", "weights": job.loaded.weights, "preprocessing": job.loaded.spec.preprocessing, **config}
 
 
 def dense_predictor(loaded: LoadedModel) -> Predictor:
     """The unpatched model."""
-    weights = {"weights": loaded.sha256, "preprocessing": loaded.spec.preprocessing}
+    weights = {"weights": loaded.weights, "preprocessing": loaded.spec.preprocessing}
     return Eager(DENSE, {"runner": "eager", "method": "none", **weights}, loaded)
 
 

@@ -33,6 +33,7 @@ class ModelSpec:
         url: official weights, or None.
         sha256: hex digest of the official file, or None.
         bytes: size of the official file, or None.
+        resized: whether weights of another image size are taken, their positions interpolated to this model's grid.
     """
 
     name: str
@@ -42,6 +43,7 @@ class ModelSpec:
     url: str | None = None
     sha256: str | None = None
     bytes: int | None = None
+    resized: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,17 @@ class LoadedModel:
     source: str = "meta"
     architecture: Architecture | None = None
 
+    @property
+    def weights(self) -> str:
+        """Names the weights as they are used: the file's SHA-256, and the image size they were fitted to, if any."""
+        return f"{self.sha256}@{self.geometry.image_size}" if self.spec.resized else self.sha256
+
 
 _OFFICIAL = "https://dl.fbaipublicfiles.com/segment_anything/"
 
 _SPECS = (
     ModelSpec("demo", "bundled demo model", "demo", "sam"),
+    ModelSpec("demo-1024", "bundled demo model at 1024 px", "demo-1024", "sam", resized=True),
     ModelSpec(
         "vit_b",
         "SAM ViT-B",
@@ -98,6 +106,7 @@ _SPECS = (
 # Architecture -> "module:function" that builds it with random weights.
 ARCHITECTURES = {
     "demo": "structsam_export.models.demo:build_demo",
+    "demo-1024": "structsam_export.models.demo:build_demo_1024",
     "vit_b": "segment_anything:build_sam_vit_b",
     "vit_l": "segment_anything:build_sam_vit_l",
     "vit_h": "segment_anything:build_sam_vit_h",
@@ -140,6 +149,7 @@ def load_model(
     from structsam_export.models.architecture import with_decoder_eps
     from structsam_export.models.checkpoint import read_weights
     from structsam_export.models.fit import load_into
+    from structsam_export.models.positions import fitted
 
     spec = ModelSpec(AUTO, "", AUTO, "sam") if name == AUTO else model_spec(name)
     path, digest = _place(spec, checkpoint)
@@ -149,6 +159,8 @@ def load_model(
         spec = replace(spec, title=f"SAM, {found.words}")
     else:
         sam, state, found = with_decoder_eps(_build(spec.architecture), weights.stated.decoder_eps), weights.state, None
+    if name == AUTO or spec.resized:
+        state = fitted(state, sam.state_dict())
     load_into(sam, state, path, name)
     sam.eval().requires_grad_(False)
     if preprocessing is not None:
@@ -165,13 +177,13 @@ def _place(spec: ModelSpec, checkpoint: Path | None) -> tuple[Path, str | None]:
         return Path(checkpoint), None
     if spec.name == AUTO:
         raise UsageError("--model auto reads the architecture from a checkpoint. Pass one with --checkpoint.")
-    if spec.name == "demo":
+    if spec.architecture.partition("-")[0] == "demo":
         return _bundled(), None
     return fetch(spec), spec.sha256
 
 
 def _read(weights: Weights, path: Path, architecture: Architecture | None) -> tuple[Any, dict[str, Any], Architecture]:
-    """A `Sam` without storage of the architecture that weights have, those weights as they fit it, and it.
+    """A `Sam` without storage of the architecture that weights have, those weights, and the architecture.
 
     Raises:
         CheckpointError: they do not say it, or are of another family.
@@ -180,13 +192,13 @@ def _read(weights: Weights, path: Path, architecture: Architecture | None) -> tu
 
     from structsam_export.models.architecture import build
     from structsam_export.models.fit import refuse_relatives
-    from structsam_export.models.reading import read_architecture, with_resized_positions
+    from structsam_export.models.reading import read_architecture
 
     refuse_relatives(weights.state, path)
     found = architecture or read_architecture(weights.state, weights.stated, path)
     with torch.device("meta"):
         sam = build(found)
-    return sam, with_resized_positions(weights.state, sam.state_dict()), found
+    return sam, weights.state, found
 
 
 def _digest(paths: tuple[Path, ...]) -> str:

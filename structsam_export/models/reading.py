@@ -214,20 +214,3 @@ def _count(state: Mapping[str, Tensor], pattern: str) -> int:
 def _agree(what: str, stated: int | None, read: int) -> None:
     if stated is not None and stated != read:
         raise _Unreadable(f"config.json says {stated} for {what}, the weights have {read}")
-
-
-def with_resized_positions(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Relative positions at the lengths of the model, resized where they have others.
-
-    `segment_anything` itself does the same in every call (`get_rel_pos`), so masks do not change.
-    """
-    import torch
-
-    def fitted(name: str, table: Tensor) -> Tensor:
-        want = tuple(expected[name].shape) if ".rel_pos_" in name and name in expected else None
-        if want is None or tuple(table.shape) == want or table.shape[1:] != want[1:] or not table.is_floating_point():
-            return table
-        rows = table.to(torch.float32).T.unsqueeze(0)
-        return torch.nn.functional.interpolate(rows, size=want[0], mode="linear")[0].T.contiguous()
-
-    return {name: fitted(name, table) for name, table in state.items()}

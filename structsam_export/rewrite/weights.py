@@ -103,11 +103,12 @@ def attach(model: Any, weights: list[Any]) -> None:
     graph.initializer.extend(t for t in weights if t.name in used)
 
 
-def save(model: Any, source: Path, target: Path, inline_limit: int) -> None:
+def save(model: Any, source: Path, target: Path, inline_limit: int, beside: str = "{name}.data") -> None:
     """Write a graph whose large weights still point into `<source>.data`.
 
-    Up to `inline_limit` bytes the weights go into the file; beyond, `<target>.data` is the source's data file under
-    another name, copied, as onnx reads no data from files with several hard links. `target` may be `source`.
+    Up to `inline_limit` bytes the weights go into the file; beyond, `<target>.data` (or what `beside` makes of the
+    target's name and stem) is the source's data file under another name, copied, as onnx reads no data from files with
+    several hard links. `target` may be `source`.
 
     Raises:
         ArtifactError: weights lie in another file than `<source>.data`.
@@ -121,7 +122,7 @@ def save(model: Any, source: Path, target: Path, inline_limit: int) -> None:
             f"{source} keeps weights in {shortened(repr(min(strays)))}, not in {source.name}.data, the one file "
             "beside it that manifests list. Export again with --force."
         )
-    data = target.with_name(f"{target.name}.data")
+    data = target.with_name(beside.format(name=target.name, stem=target.stem))
     if sum(data_bytes(t) for t in external) <= inline_limit:
         load_external_data_for_model(model, str(source.parent))
         onnx.save(model, str(target))

@@ -130,7 +130,7 @@ def store_of(facts: dict[str, str], model: str, loaded: LoadedModel, output: Pat
 
     options = {name: facts[name] for name in ("protocol", "prompt")}
     place = output or default_folder(facts["dataset"], model, "sweep", **options)
-    return Store(place, {"sweep": True, **facts, "weights": loaded.sha256}, force=force)
+    return Store(place, {"sweep": True, **facts, "weights": loaded.weights}, force=force)
 
 
 def spread(samples: Sequence[Sample], limit: int | None) -> list[Sample]:

@@ -13,7 +13,7 @@ from structsam_export.geometry import EncoderGeometry
 from structsam_export.manifest import check_architecture
 from structsam_export.models import load_model
 from structsam_export.models.architecture import Architecture, DecoderGeometry, build
-from structsam_export.models.demo import DEMO
+from structsam_export.models.demo import demo_architecture
 from structsam_export.models.reading import Stated, read_architecture
 from structsam_export.schema import Misfit
 
@@ -25,7 +25,7 @@ def sam(dim, depth, heads, mlp, globally, image=1024, window=14):
 
 
 ARCHITECTURES = {
-    "demo": DEMO,
+    "demo": demo_architecture(),
     "small": SMALL,
     "ViT-B": sam(768, 12, 12, 3072, (2, 5, 8, 11)),
     "ViT-L": sam(1024, 24, 16, 4096, (5, 11, 17, 23)),
