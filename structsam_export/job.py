@@ -124,7 +124,7 @@ class Job:
             "preprocessing": loaded.spec.preprocessing,
             "geometry": loaded.geometry.to_dict(),
         }
-        return Manifest(self.config, model, versions())
+        return Manifest(self.config.anywhere(), model, versions())
 
     @property
     def weight_bytes(self) -> int:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 
 def cache_dir() -> Path:
     """$STRUCTSAM_CACHE, or ~/.cache/structsam-export."""
-    return Path(os.environ.get("STRUCTSAM_CACHE") or "~/.cache/structsam-export").expanduser()
+    asked = Path(os.environ.get("STRUCTSAM_CACHE") or "~/.cache/structsam-export")
+    try:
+        return asked.expanduser()
+    except RuntimeError:  # a user without a home
+        return Path(tempfile.gettempdir()) / "structsam-export"
