@@ -10,11 +10,11 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from structsam_export.errors import OutputError, shortened
-from structsam_export.locks import guarded, in_use, take
+from structsam_export.locks import guarded, in_use, owned, take
 
 ANOTHER = "pass another --output"
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -67,17 +67,25 @@ def disk_errors(where: Path, otherwise: str = ANOTHER) -> Iterator[None]:
 
 @contextmanager
 def scratch(prefix: str) -> Iterator[Path]:
-    """A folder for temporary files, deleted afterwards.
+    """A folder for temporary files, deleted afterwards; those of killed runs are deleted on the way.
+
+    Args:
+        prefix: of its name, "structsam-..."; it ends in something nobody can foresee.
 
     Raises:
         OutputError: the place for temporary files is full or cannot be written to; the message names TMPDIR.
     """
-    with disk_errors(Path(tempfile.gettempdir()), "set TMPDIR to another folder"):
-        place = Path(tempfile.mkdtemp(prefix=prefix))
-        try:
-            yield place
-        finally:
-            shutil.rmtree(place, ignore_errors=True)
+    root = Path(tempfile.gettempdir())
+    with disk_errors(root, "set TMPDIR to another folder"), ExitStack() as alive:
+        with guarded(root):
+            for old in root.glob(f"{prefix}*"):
+                with suppress(OSError):
+                    if old.is_dir() and not old.is_symlink() and old.stat().st_uid == os.getuid() and not in_use(old):
+                        shutil.rmtree(old, ignore_errors=True)
+            place = Path(tempfile.mkdtemp(prefix=prefix))
+            alive.enter_context(owned(place))
+            alive.callback(shutil.rmtree, place, ignore_errors=True)
+        yield place
 
 
 @contextmanager
@@ -129,7 +137,7 @@ def atomic(path: Path) -> Iterator[Path]:
     """
     with disk_errors(path.parent):
         through = written_through(path)
-        place = path if through else Path(os.path.realpath(path))
+        place = path if through else resolved(path)
         beside = Path(tempfile.gettempdir()) / place.name if through else place
     with temporary(beside) as partial:
         with disk_errors(place.parent):
@@ -141,6 +149,18 @@ def atomic(path: Path) -> Iterator[Path]:
             else:
                 partial.chmod(0o666 & ~_umask())
                 partial.replace(place)
+
+
+def resolved(path: Path) -> Path:
+    """Where a path leads to, all links followed; it need not exist.
+
+    Raises:
+        OSError: links that lead to each other.
+    """
+    place = Path(os.path.realpath(path))
+    if place.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    return place
 
 
 def written_through(path: Path) -> bool:

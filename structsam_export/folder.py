@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from structsam_export.backends.base import Engine
 from structsam_export.config import ExportConfig
 from structsam_export.drafts import MANIFEST
 from structsam_export.errors import ArtifactError, UsageError, shortened
-from structsam_export.files import atomic, disk_errors, sha256_of
+from structsam_export.files import atomic, disk_errors, resolved, sha256_of
 from structsam_export.graphs import locations_in
 from structsam_export.manifest import PAGE as PAGE
 from structsam_export.manifest import PARTS as PARTS
@@ -227,7 +226,7 @@ def new_folder(target: Path, manifest: Manifest, *, force: bool) -> Iterator[Exp
         OutputError: the place cannot be written to.
     """
     with disk_errors(target):
-        place = Path(os.path.realpath(target))
+        place = resolved(target)
         place.parent.mkdir(parents=True, exist_ok=True)
         drafts.settled(place)
         check_free(target, place, force)

@@ -84,7 +84,7 @@ def parsing(what: str, path: Path) -> Iterator[None]:
 def seconds() -> float:
     """How long one parser may take for a small file."""
     asked = os.environ.get(SWITCH, "")
-    return float(asked) if asked.isdecimal() else SECONDS
+    return float(asked) if asked.isdecimal() and int(asked) else SECONDS
 
 
 def say(message: Mapping[str, Any] | None) -> None:

@@ -121,6 +121,26 @@ def nested(depth):
     return with_first("If", "yes", {"yes": np.True_}, then_branch=branch(depth), else_branch=branch(0))
 
 
+def deep(depth):
+    """Graphs in attributes of nodes, so deep that only bytes can say it."""
+
+    def field(number, content):
+        size, length = len(content), b""
+        while True:
+            length += bytes([size & 127 | (128 if size > 127 else 0)])
+            size >>= 7
+            if not size:
+                return bytes([number << 3 | 2]) + length + content
+
+    def made():
+        inner = b""
+        for _ in range(depth):
+            inner = field(1, field(5, field(6, inner)))  # graph.node.attribute.g
+        return plain().SerializeToString() + field(7, inner)  # merged into the model's graph
+
+    return made
+
+
 def many(count):
     """A chain of nodes."""
 
@@ -256,7 +276,7 @@ FORMS = {
     "loop: long": loop(1 << 62),
     "loop: short": loop(3),
     "nested: 20": nested(20),
-    "nested: 80": nested(80),
+    "nested: 10000": deep(10_000),
     "many": many(20_000),
     "memory: constant": with_first("ConstantOfShape", "shape", {"shape": np.array([BIG])}),
     "memory: expand": with_first("Expand", "image shape", {"shape": np.array([1 << 12, 1 << 8, 96, 96])}),
@@ -271,7 +291,8 @@ FORMS = {
 
 def bytes_of(form):
     """A form as a file's content."""
-    return FORMS[form]().SerializeToString()
+    made = FORMS[form]()
+    return made if isinstance(made, bytes) else made.SerializeToString()
 
 
 def lay_beside(folder):
@@ -287,7 +308,7 @@ def mutations(seed):
     """Endless: (name, content), a few bytes of a form changed, left out, doubled or cut off."""
     chance = random.Random(seed)
     while True:
-        form = chance.choice([f for f in FORMS if f not in ("metadata", "many")])
+        form = chance.choice([f for f in FORMS if f not in ("metadata", "many", "nested: 10000")])
         data = bytearray(bytes_of(form))
         kind = chance.choice(["change", "cut", "drop", "double"])
         for _ in range(chance.randint(1, 8)):
