@@ -32,7 +32,8 @@ PIPE = "STRUCTSAM_SUPERVISED_BY"
 START = "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); from structsam_export.cli import main; main()"
 SECONDS, SECONDS_PER_MB = 900, 3  # that one parser may take for one file, ViT-H's builds on slow machines included
 MEMORY_SHARE = 0.95  # of what is available when a command begins
-POLL = 0.2  # seconds
+POLL = 0.2  # seconds between looks at the child
+MEMORY_POLL = 1.0  # seconds between looks at its memory: they should not be felt in a benchmark
 CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGKILL, signal.SIGSYS}
 _PR_SET_PDEATHSIG = 1
 _pipe: int | None = None
@@ -106,6 +107,7 @@ class Watched:
     parses: list[dict[str, Any]] = field(default_factory=list)  # innermost last
     until: float = float("inf")
     rest: bytes = b""
+    looked: float = 0.0
 
     def listen(self) -> None:
         """Read what the child says, for a moment."""
@@ -138,6 +140,9 @@ class Watched:
         """
         if time.monotonic() > self.until:
             raise ArtifactError(f"Stopped: {self.reading()} for too long. The file is damaged, or not an export.")
+        if time.monotonic() < self.looked + MEMORY_POLL:
+            return
+        self.looked = time.monotonic()
         if (used := memory_of(self.process.pid)) > self.memory:
             why = f"needs more than the {self.memory / 1e9:.1f} GB that are free"
             if self.parses:

@@ -51,7 +51,7 @@ def truths(folder):
 
 
 class Case:
-    """One command on one state of the surroundings; `at` is where its folder lies."""
+    """One command on a folder in some state, the faults it is run with, and what has to be listed then."""
 
     def __init__(self, name, arguments, start=None, faults=None, finished=(), kept=()):
         self.name, self.arguments, self.start = name, arguments, start
@@ -63,11 +63,14 @@ def made(server, tiny, tmp_path_factory):
     """Folders after each stage, made once: traced, and with everything."""
     place = tmp_path_factory.mktemp("made")
     trace = trace_of(tiny, place / "traced")
-    assert server.run(*trace)[0] == 0
+    code, said, _ = server.run(*trace)
+    assert code == 0, said
     for precision in ("fp32", "fp16"):
         shutil.copytree(place / "traced", place / precision)
         manifest = place / precision / "manifest.json"
-        manifest.write_text(manifest.read_text().replace('"precision": "fp32"', f'"precision": "{precision}"'))
+        data = json.loads(manifest.read_text())
+        data["config"] |= {"precision": precision, "images": [PHOTO]}
+        manifest.write_text(json.dumps(data))
         for stage in (["rewrite"], ["build", "--backend", "openvino", "--target", "f32"], ["validate"]):
             code, said, _ = server.run(stage[0], place / precision, *stage[1:], timeout=300)
             assert code == 0, said
@@ -75,7 +78,7 @@ def made(server, tiny, tmp_path_factory):
 
 
 def trace_of(tiny, folder, *more):
-    one = ["--precision", "fp32", "--method", "tome", "--image", PHOTO]
+    one = ["--precision", "fp32", "--method", "tome"]
     return ["trace", "--model", "tiny", "--checkpoint", tiny, *one, "--output", folder, *more]
 
 
@@ -84,7 +87,7 @@ PHOTO = "photo.png"
 
 @pytest.fixture
 def around(tmp_path):
-    """Surroundings that nothing may touch, around the folder of the case; with a photo."""
+    """Surroundings that nothing may touch, around the folder of the case."""
 
     around = tmp_path / "around"
     (around / "other").mkdir(parents=True)
