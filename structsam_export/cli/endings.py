@@ -33,14 +33,16 @@ def ended(run: Callable[[], int]) -> int:
     """
     try:
         try:
-            with unbroken(), disk_errors(Path("standard output or a file"), "write elsewhere"):
+            with unbroken():
                 return run()
         except click.exceptions.Abort as error:  # click puts one around an interrupt
             raise KeyboardInterrupt(str(error) or str(error.__cause__ or "")) from None
         except Exception as error:
             if is_out_of_memory(error):
                 raise OutputError(NO_MEMORY) from None
-            raise
+            where = getattr(error, "filename", None) or "standard output"
+            with disk_errors(Path(str(where)), "write elsewhere"):
+                raise
     except KeyboardInterrupt as error:
         return last_words(str(error) or "Interrupted; nothing was left behind.", INTERRUPTED)
     except BrokenPipe:

@@ -15,7 +15,7 @@ from structsam_export.methods import METHODS
 hypothesis = pytest.importorskip("hypothesis", reason="pip install -e '.[dev]'")
 st = hypothesis.strategies
 
-COUNT, FEW = 10_000, 60
+COUNT, FEW = 10_000, 20
 # Commands whose work cannot be stopped where it begins are left to tests of their own.
 COMMANDS = ("export", "trace", "rewrite", "build", "validate", "bench", "evaluate", "sweep", "methods", "doctor")
 NUMBERS = (

@@ -27,7 +27,7 @@ COMMANDS = (
     ["build", "--backend", "tensorrt-rtx", "--target", "sm86"],
 )
 MEMORY = 24 << 30  # of addresses: runtimes map much more than they use
-FEW = 14  # of the forms, by default
+FEW = 6  # of the forms, by default
 COUNT = 200
 
 
