@@ -1,12 +1,13 @@
 # make demo       the main job on the bundled model and photos
 # make test       lint, types, import contracts, tests and coverage
 # make test-all   every method x variant x MLP policy on the demo model, real model sizes (an hour on two cores)
+# make test-robustness   fuzzed commands, hostile files and injected kills by the thousand (hours): docs/reliability.md
 # make accuracy   every method on the bundled set (about ten minutes on two cores): docs/accuracy.md and its picture
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-clients accuracy clean
+.PHONY: demo test test-all test-clients test-robustness accuracy clean
 
 demo: $(VENV)/.demo
 	$(BIN)/structsam-export --method structsam --rate 0.5 --backend tensorrt-rtx --target sm86,sm89 --force
@@ -24,6 +25,9 @@ test-all: $(VENV)/.test
 # Other people's programs on our packs, in environments of their own (about 2 GB, in $STRUCTSAM_CLIENTS).
 test-clients: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m clients -rs tests/clients
+
+test-robustness: $(VENV)/.test
+	ROBUSTNESS=large OMP_NUM_THREADS=1 $(BIN)/pytest --timeout 0 tests/robustness tests/test_supervise.py
 
 accuracy: $(VENV)/.demo
 	$(BIN)/structsam-export sweep --plot docs/images/accuracy.png --markdown docs/accuracy.md

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,11 @@ class ExportConfig:
             )
         if self.form == "ort-cpu" and self.precision not in ("auto", "fp32"):
             raise UsageError(f"--form ort-cpu computes in FP32. Pass --precision fp32, not {self.precision}.")
+
+    def anywhere(self) -> ExportConfig:
+        """The same with absolute paths, so that later stages find the files from whatever folder they are run in."""
+        checkpoint = str(Path(self.checkpoint).absolute()) if self.checkpoint else self.checkpoint
+        return replace(self, checkpoint=checkpoint, images=tuple(str(Path(path).absolute()) for path in self.images))
 
     @property
     def buildable(self) -> bool:

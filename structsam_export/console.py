@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,10 +22,19 @@ def console() -> Console:
     """The one console of the process; writes to stderr."""
     global _console
     if _console is None:
-        from rich.console import Console
-
-        _console = Console(stderr=True, highlight=False, emoji=False)
+        _console = terminal(stderr=True, highlight=False, emoji=False)
     return _console
+
+
+def terminal(**options: Any) -> Console:
+    """A console of rich's that raises BrokenPipeError where nobody reads, instead of ending the process with 1."""
+    from rich.console import Console
+
+    class Terminal(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    return Terminal(**options)
 
 
 def printable(text: object) -> str:

@@ -5,16 +5,27 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from structsam_export.errors import OutputError, UsageError
+from structsam_export.errors import OutputError, shortened
+from structsam_export.locks import guarded, in_use, owned, take
 
+ANOTHER = "pass another --output"
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+# Everything else that a path or a disk can be the reason of. ENOENT is not among them: a file that vanishes is a bug.
+_NO_ACCESS = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EBUSY, errno.ELOOP),
+    *(errno.ENAMETOOLONG, errno.EIO, errno.ENXIO, errno.ENODEV, errno.EMFILE, errno.ENFILE, errno.EXDEV, errno.EILSEQ),
+    *(errno.ENOTEMPTY, errno.EINVAL, errno.ETXTBSY, errno.EMLINK, errno.ESTALE, errno.ENOTSUP),
+)
+TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.partial(\.[a-z]+)?")
+_looked_through: set[Path] = set()
 
 
 def sha256_of(path: Path) -> str:
@@ -26,58 +37,172 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def no_space(error: OSError) -> bool:
+    """Whether a disk is full; NumPy says so without a number: "4096 requested and 1024 written"."""
+    said = str(error)
+    return error.errno in _NO_SPACE or (error.errno is None and "requested and" in said and "written" in said)
+
+
 @contextmanager
-def disk_errors(where: Path) -> Iterator[None]:
-    """Turn a full disk or a read-only folder into an `OutputError` that says so."""
+def disk_errors(where: Path, otherwise: str = ANOTHER) -> Iterator[None]:
+    """Turn what a disk refuses into an `OutputError` that says so.
+
+    Args:
+        where: what is written.
+        otherwise: what else a user can do, for the message.
+
+    Raises:
+        OutputError: a full disk, a folder that is read-only, or a path that cannot be one.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno in _NO_SPACE:
-            raise OutputError(
-                f"No space left while writing to {where}. Free some, or pass another --output."
-            ) from error
+        shown = shortened(where)
+        if no_space(error):
+            raise OutputError(f"No space left while writing to {shown}. Free some, or {otherwise}.") from error
         if error.errno in _NO_ACCESS:
-            raise OutputError(f"Cannot write to {where} ({error.strerror}). Pass another --output.") from error
+            raise OutputError(f"Cannot write to {shown} ({error.strerror}). Check it, or {otherwise}.") from error
         raise
 
 
 @contextmanager
-def temporary(path: Path, suffix: str = ".partial") -> Iterator[Path]:
+def scratch(prefix: str) -> Iterator[Path]:
+    """A folder for temporary files, deleted afterwards; those of killed runs are deleted on the way.
+
+    Args:
+        prefix: of its name, "structsam-..."; it ends in something nobody can foresee.
+
+    Raises:
+        OutputError: the place for temporary files is full or cannot be written to; the message names TMPDIR.
+    """
+    root = Path(tempfile.gettempdir())
+    with disk_errors(root, "set TMPDIR to another folder"), ExitStack() as alive:
+        with guarded(root):
+            for old in root.glob(f"{prefix}*"):
+                with suppress(OSError):
+                    if old.is_dir() and not old.is_symlink() and old.stat().st_uid == os.getuid() and not in_use(old):
+                        shutil.rmtree(old, ignore_errors=True)
+            place = Path(tempfile.mkdtemp(prefix=prefix))
+            alive.enter_context(owned(place))
+            alive.callback(shutil.rmtree, place, ignore_errors=True)
+        yield place
+
+
+@contextmanager
+def temporary(path: Path, ending: str = "") -> Iterator[Path]:
     """A new empty file beside `path`, of a name nobody can foresee; it is deleted after the `with` block.
 
-    Files named in an ONNX file of the same folder (external weights) can be read through it.
+    Files named in an ONNX file of the same folder (external weights) can be read through it. What killed runs left in
+    the folder is deleted on the way.
     """
-    with disk_errors(path.parent):
+    with disk_errors(path.parent), guarded(path.parent):
+        if path.parent.absolute() not in _looked_through:  # once is enough: listing a large folder takes its time
+            clear_temporary(path.parent)
+            _looked_through.add(path.parent.absolute())
         # Created exclusively: a link that was planted under the name cannot be written through.
-        handle, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=suffix, dir=path.parent)
-    os.close(handle)
+        handle, name = tempfile.mkstemp(prefix=f".{short(path.name)}.", suffix=f".partial{ending}", dir=path.parent)
+        take(handle)  # others see by it that this run lives
     try:
         yield Path(name)
     finally:
-        Path(name).unlink(missing_ok=True)
+        with suppress(OSError):  # on a disk that became read-only; what went wrong before it is what counts
+            Path(name).unlink(missing_ok=True)
+        os.close(handle)
+
+
+def short(name: str) -> str:
+    """The beginning of a file name, which leaves room for what temporary names add."""
+    return os.fsdecode(os.fsencode(name)[:100])
+
+
+def clear_temporary(folder: Path) -> None:
+    """Delete temporary files of runs that no longer live."""
+    with os.scandir(folder) as entries:
+        found = [e for e in entries if TEMPORARY.fullmatch(e.name) and e.is_file(follow_symlinks=False)]
+    for entry in found:
+        with suppress(OSError):
+            if not in_use(Path(entry.path)):
+                Path(entry.path).unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Write a file under a temporary name; it gets its own name only if the body succeeds.
 
-    What is no regular file (a device, a pipe) is written to rather than replaced, and a link's target rather than the
-    link.
+    What is no regular file (a device, a pipe, standard output) is written to rather than replaced, and so is a file
+    that a container mounts or whose folder cannot be written to; of a link the target is written.
 
     Raises:
         OutputError: the place cannot be written to.
     """
-    place = path.resolve() if path.is_symlink() else path
-    special = place.exists() and not place.is_file()
-    with temporary(Path(tempfile.gettempdir()) / place.name if special else place) as partial:
+    with disk_errors(path.parent):
+        through = written_through(path)
+        place = path if through else resolved(path)
+        beside = Path(tempfile.gettempdir()) / place.name if through else place
+    with temporary(beside) as partial:
         with disk_errors(place.parent):
             yield partial
         with disk_errors(place.parent):
-            if special:
-                place.write_bytes(partial.read_bytes())
+            if through:
+                with partial.open("rb") as source, place.open("wb") as target:
+                    shutil.copyfileobj(source, target)
             else:
                 partial.chmod(0o666 & ~_umask())
                 partial.replace(place)
+
+
+def resolved(path: Path) -> Path:
+    """Where a path leads to, all links followed; it need not exist.
+
+    Raises:
+        OSError: links that lead to each other.
+    """
+    place = Path(os.path.realpath(path))
+    if place.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    return place
+
+
+def written_through(path: Path) -> bool:
+    """Whether a path is written to as it stands, because nothing else may take its place.
+
+    Raises:
+        IsADirectoryError: a folder.
+    """
+    if not path.exists():
+        return False
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    place = Path(os.path.realpath(path))
+    system = path.absolute().parts[1:2] in (("dev",), ("proc",))  # /dev/stdout, whatever it leads to
+    return not stat.S_ISREG(mode) or system or is_mount(place) or not os.access(place.parent, os.W_OK)
+
+
+def is_mount(path: Path) -> bool:
+    """Whether something is mounted on a path: a volume, or a file or folder that a container was given."""
+    if os.path.ismount(path):
+        return True
+    try:  # `ismount` does not see folders of the same disk that are mounted
+        lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return False
+    octal = re.compile(r"\\([0-7]{3})")
+    points = {octal.sub(lambda m: chr(int(m[1], 8)), line.split(" ")[4]) for line in lines if line.count(" ") > 4}
+    return str(path) in points
+
+
+def check_writable(path: Path, otherwise: str) -> None:
+    """Refuse a file that cannot be written, before minutes of work.
+
+    Raises:
+        OutputError: a folder, or one that does not exist, or not writable.
+    """
+    with disk_errors(path, otherwise):
+        place = Path(os.path.realpath(path))
+        asked = path if path.exists() and written_through(path) else place.parent
+        if not os.access(asked, os.W_OK):
+            raise PermissionError(errno.EACCES, f"{shortened(asked)} is not writable")
 
 
 def _umask() -> int:
@@ -85,43 +210,6 @@ def _umask() -> int:
     value = os.umask(0)
     os.umask(value)
     return value
-
-
-@contextmanager
-def new_folder_at(target: Path, marker: str, what: str, *, force: bool, option: str = "--output") -> Iterator[Path]:
-    """A folder beside `target` that takes its place only if the body succeeds.
-
-    Args:
-        target: the folder to make.
-        marker: a file that folders of this kind have; a folder without it is never replaced.
-        what: such a folder in words, for messages.
-        force: replace an earlier one.
-        option: what the target is called on the command line.
-
-    Raises:
-        UsageError: `target` exists and `force` is not given, or it is something else.
-        OutputError: the place cannot be written to.
-    """
-    if target.exists() and not target.is_dir():
-        raise UsageError(f"{target} is a file. Pass another {option}.")
-    occupied = target.is_dir() and any(target.iterdir())
-    if occupied and not force:
-        raise UsageError(f"{target} already exists. Pass --force to replace it, or another {option}.")
-    if occupied and not (target / marker).exists():
-        raise UsageError(f"{target} is not {what} of structsam-export; it will not be replaced.")
-    with disk_errors(target.parent):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
-        partial.chmod(0o755)
-        try:
-            yield partial
-            old = partial.with_name(f"{partial.name}.old")
-            if target.exists():
-                target.replace(old)
-            partial.replace(target)
-            shutil.rmtree(old, ignore_errors=True)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager

@@ -6,26 +6,32 @@ whose hash differs is refused. Engines are code: they are loaded through `Export
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from structsam_export import drafts
 from structsam_export.backends import EnginePair, choose_engines
 from structsam_export.backends.base import Engine
-from structsam_export.config import ExportConfig, read_json
-from structsam_export.errors import ArtifactError, shortened
-from structsam_export.files import atomic, new_folder_at, sha256_of
+from structsam_export.config import ExportConfig
+from structsam_export.drafts import MANIFEST
+from structsam_export.errors import ArtifactError, UsageError
+from structsam_export.files import atomic, disk_errors, sha256_of
+from structsam_export.graphs import locations_in
+from structsam_export.manifest import PAGE as PAGE
 from structsam_export.manifest import PARTS as PARTS
-from structsam_export.manifest import check_manifest
+from structsam_export.manifest import REPORT as REPORT
+from structsam_export.manifest import Manifest as Manifest
+from structsam_export.manifest import Results as Results
+from structsam_export.manifest import bare
 from structsam_export.reading import check_file
-from structsam_export.schema import Misfit
 
-MANIFEST = "manifest.json"
 OUTPUTS = {"encoder": ("image_embeddings",), "decoder": ("low_res_masks", "iou_predictions")}
-REPORT, PAGE = "report.json", "report.html"
 # Files that lie beside another one and are nothing without it: an ONNX file's weights, an OpenVINO model's.
 COMPANIONS = {".onnx": "{name}.data", ".xml": "{stem}.bin"}
 
@@ -51,92 +57,6 @@ def companion(name: str) -> str | None:
     return pattern.format(name=name, stem=path.stem) if pattern else None
 
 
-def bare(name: object, where: Path) -> str:
-    """A file name from a manifest, which must not lead out of its folder.
-
-    Raises:
-        ArtifactError: not text, or a path.
-    """
-    if not isinstance(name, str) or name in ("", ".", "..") or set(name) & {"/", "\\", "\0"}:
-        raise ArtifactError(
-            f"{where} names a file {shortened(repr(name))}, which is no plain file name. Export again with --force."
-        )
-    return name
-
-
-@dataclass(frozen=True)
-class Results:
-    """What the stages found, as the manifest keeps it.
-
-    Args:
-        rewrite: part -> rule -> times fired.
-        graph: part -> "nodes_raw", "nodes".
-        rewrite_skipped: part -> reasons for near matches that were left alone.
-        precision: `precision.Conversion` as plain values, and "largest" activations; None for FP32.
-        passed: the verdict of the last validation; None if there was none since the graphs changed.
-    """
-
-    rewrite: dict[str, dict[str, int]] = field(default_factory=dict)
-    graph: dict[str, dict[str, int]] = field(default_factory=dict)
-    rewrite_skipped: dict[str, list[str]] = field(default_factory=dict)
-    precision: dict[str, Any] | None = None
-    passed: bool | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields that hold something."""
-        return {name: value for name, value in vars(self).items() if value not in ({}, None)}
-
-
-@dataclass
-class Manifest:
-    """What an export folder holds.
-
-    `files` maps a name to {"sha256", "bytes"}; `model` describes the checkpoint (name, sha256, geometry); `versions`
-    the libraries that took part.
-    """
-
-    config: ExportConfig
-    model: dict[str, Any]
-    versions: dict[str, str]
-    files: dict[str, dict[str, Any]] = field(default_factory=dict)
-    engines: list[Engine] = field(default_factory=list)
-    results: Results = field(default_factory=Results)
-
-    @classmethod
-    def read(cls, path: Path) -> Manifest:
-        """Read a manifest, this version's or an earlier one's.
-
-        Raises:
-            ArtifactError: missing, or not ours.
-        """
-        data = read_json(path)
-        try:
-            check_manifest(data)
-            for name in [*data["files"], *(engine["file"] for engine in data["engines"])]:
-                bare(name, path)
-            return cls(
-                config=ExportConfig.from_dict(data["config"]),
-                engines=[Engine.from_dict(engine) for engine in data["engines"]],
-                results=Results(**data["results"]),
-                **{k: data[k] for k in ("model", "versions", "files")},
-            )
-        except Misfit as error:
-            raise ArtifactError(f"{path} cannot be used: {error}. Export again with --force.") from None
-        except TypeError:
-            raise ArtifactError(f"{path} holds results of another version. Export again with --force.") from None
-        except ArtifactError as error:
-            raise ArtifactError(f"{path}: {error}") from error
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, as in the file."""
-        return {
-            **vars(self),
-            "config": self.config.to_dict(),
-            "engines": [engine.to_dict() for engine in self.engines],
-            "results": self.results.to_dict(),
-        }
-
-
 @dataclass(frozen=True)
 class ExportFolder:
     """An output folder and its manifest; every file of it is read, written and deleted through here."""
@@ -151,6 +71,7 @@ class ExportFolder:
         Raises:
             ArtifactError: no manifest, or not ours.
         """
+        drafts.settled(path)
         return cls(path, Manifest.read(path / MANIFEST))
 
     @property
@@ -171,14 +92,42 @@ class ExportFolder:
 
     def write(self) -> None:
         """Write the manifest, replacing an earlier one in one step."""
+        text = json.dumps(self.manifest.to_dict(), indent=2) + "\n"
         with atomic(self.path / MANIFEST) as partial:
-            partial.write_text(json.dumps(self.manifest.to_dict(), indent=2) + "\n")
+            partial.write_text(text)
+        self.manifest.stamp = hashlib.sha256(text.encode()).hexdigest()
+
+    @contextmanager
+    def changing(self) -> Iterator[ExportFolder]:
+        """A draft: an export folder inside this one, in which a stage writes new files and a new manifest.
+
+        Its manifest begins as a copy of this one's. If the body succeeds, its files move up, what it no longer lists
+        is deleted, and its manifest takes the place of the old one; otherwise nothing has changed.
+
+        Raises:
+            UsageError: another run is working on this folder, or has changed it.
+            OutputError: it cannot be written to.
+        """
+        with (
+            disk_errors(self.path),
+            drafts.draft(self.path, ".partial-", lambda: drafts.settle_inside(self.path)) as partial,
+        ):
+            there = self.path / MANIFEST
+            if self.manifest.stamp and (not there.is_file() or sha256_of(there) != self.manifest.stamp):
+                raise UsageError(f"{self.path} was changed by another run meanwhile. Run the command again.")
+            made = ExportFolder(partial, replace(copy.deepcopy(self.manifest), stamp=""))
+            yield made
+            made.manifest.drop_stale_verdict()
+            made.write()
+            drafts.commit(self.path, partial, set(self.manifest.files) - set(made.manifest.files))
+            vars(self.manifest).update(vars(made.manifest))
 
     def add(self, *names: str) -> None:
         """Record finished files, with what belongs to them."""
         for name in names:
             for part in filter(None, (name, companion(name))):
                 path = self.path / part
+                self.manifest.files.pop(part, None)
                 if part == name or path.exists():
                     self.manifest.files[part] = {"sha256": sha256_of(path), "bytes": path.stat().st_size}
 
@@ -205,25 +154,35 @@ class ExportFolder:
         self.manifest.engines[:] = [e for e in self.manifest.engines if e.file in self.manifest.files]
 
     def verified(self, name: str) -> Path:
-        """Path of a recorded file that still has its recorded hash, and so have its weights beside it.
+        """Path of a recorded file that still has its recorded hash, and so has every file that it reads weights from.
 
         Raises:
             ArtifactError: not recorded, missing, or changed.
         """
         files = self.manifest.files
+        self.check_hash(name)
+        beside = {companion(name)} & set(files)
+        if name.endswith(".onnx"):
+            beside |= locations_in(self.path / name, files[name]["sha256"])
+        elif (other := companion(name)) and (self.path / other).exists():
+            beside.add(other)
+        for part in filter(None, beside):
+            self.check_hash(bare(part, self.path / name))
+        return self.path / name
+
+    def check_hash(self, name: str) -> None:
+        """Compare a file with its record; see `verified`."""
+        files, path = self.manifest.files, self.path / name
         if name not in files:
             raise ArtifactError(f"{self.path / MANIFEST} lists no {name}. Run the stage that makes it first.")
-        for part in (n for n in (name, companion(name)) if n in files):
-            path = self.path / part
-            if not path.exists():
-                raise ArtifactError(f"{path} is listed in the manifest but missing. Export again with --force.")
-            check_file(path, "File", ArtifactError)
-            if sha256_of(path) != files[part]["sha256"]:
-                raise ArtifactError(
-                    f"{path} was changed after the manifest was written (SHA-256 differs). Restore it, or export again "
-                    "with --force."
-                )
-        return self.path / name
+        if not path.exists():
+            raise ArtifactError(f"{path} is listed in the manifest but missing. Export again with --force.")
+        check_file(path, "File", ArtifactError)
+        if sha256_of(path) != files[name]["sha256"]:
+            raise ArtifactError(
+                f"{path} was changed after the manifest was written (SHA-256 differs). Restore it, or export again "
+                "with --force."
+            )
 
     def raw(self, part: str) -> Path:
         """The verified ONNX file of a part as traced."""
@@ -260,13 +219,13 @@ class ExportFolder:
 
 @contextmanager
 def new_folder(target: Path, manifest: Manifest, *, force: bool) -> Iterator[ExportFolder]:
-    """A folder beside `target` that takes its place only if the body succeeds.
+    """A folder that takes the place of `target` only if the body succeeds; of a link, the place it leads to.
 
     Raises:
-        UsageError: `target` exists and `force` is not given, or is not one of our folders.
+        UsageError: `target` exists and `force` is not given, or is not one of our folders; or another run makes it.
         OutputError: the place cannot be written to.
     """
-    with new_folder_at(target, MANIFEST, "an output folder", force=force) as partial:
+    with drafts.new_folder_at(target, MANIFEST, "an output folder", force=force, flat=True) as partial:
         yield ExportFolder(partial, manifest)
 
 

@@ -130,7 +130,7 @@ class Job:
         }
         if loaded.architecture is not None:
             model["architecture"] = loaded.architecture.to_dict()
-        return Manifest(self.config, model, versions())
+        return Manifest(self.config.anywhere(), model, versions())
 
     @property
     def weight_bytes(self) -> int:

@@ -84,9 +84,9 @@ def graph_macs(path: Path) -> int:
     Raises:
         ValueError: an operand has no static shape.
     """
-    import onnx
+    from structsam_export.graphs import load
 
-    return macs_of(onnx.load(str(path), load_external_data=False).graph, {})
+    return macs_of(load(path).graph, {})
 
 
 def macs_of(graph: Any, around: dict[str, list[int]]) -> int:

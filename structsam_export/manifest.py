@@ -1,13 +1,19 @@
-"""What a manifest may hold, as forms of `schema`; `folder.Manifest` is what is made of it."""
+"""What a manifest may hold, as forms of `schema`, and what is made of it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from structsam_export.errors import shortened
+from structsam_export.backends.base import Engine
+from structsam_export.config import ExportConfig, read_json
+from structsam_export.errors import ArtifactError, shortened
+from structsam_export.files import sha256_of
 from structsam_export.schema import Misfit, between, check, digest, one_of, require, share
 
 PARTS = ("encoder", "decoder")
+REPORT, PAGE = "report.json", "report.html"
 
 size, side, window = between(0, 1 << 50), between(1, 1 << 16), between(0, 1 << 16)
 
@@ -45,12 +51,31 @@ FORM: dict[Any, Any] = {
         "rewrite_skipped": {str: [str]},
         "precision": (dict, None),
         "passed": (bool, None),
+        "judged": {str: digest},
     },
 }
 ENGINE_KEYS = ("file", "part", "backend", "version", "sm", "sha256", "bytes")
 DECODER_KEYS = ("mask_channels", "layers", "heads", "inner_dim", "mlp_dim", "masks", "iou_layers", "iou_dim")
 DEEPEST = 256  # blocks, as in `models.reading`
 GEOMETRY_KEYS = ("image_size", "patch_size", "dim", "depth", "heads", "mlp_dim", "out_channels")
+
+
+def is_bare(name: object) -> bool:
+    """Whether a value is a file name without a folder."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & {"/", "\\", "\0"}
+
+
+def bare(name: object, where: Path) -> str:
+    """A file name from a manifest, which must not lead out of its folder.
+
+    Raises:
+        ArtifactError: not text, or a path.
+    """
+    if not is_bare(name):
+        raise ArtifactError(
+            f"{where} names a file {shortened(repr(name))}, which is no plain file name. Export again with --force."
+        )
+    return str(name)
 
 
 def check_geometry(geometry: dict[str, Any], where: str = "manifest.model.geometry") -> None:
@@ -107,3 +132,91 @@ def check_manifest(data: Any) -> None:
         check_geometry(geometry)
     if architecture := data["model"].get("architecture"):
         check_architecture(architecture)
+
+
+@dataclass(frozen=True)
+class Results:
+    """What the stages found, as the manifest keeps it.
+
+    Args:
+        rewrite: part -> rule -> times fired.
+        graph: part -> "nodes_raw", "nodes".
+        rewrite_skipped: part -> reasons for near matches that were left alone.
+        precision: `precision.Conversion` as plain values, and "largest" activations; None for FP32.
+        passed: the verdict of the last validation; None if there was none since the files changed.
+        judged: the files that the verdict is about, with their SHA-256; empty in folders of earlier versions.
+    """
+
+    rewrite: dict[str, dict[str, int]] = field(default_factory=dict)
+    graph: dict[str, dict[str, int]] = field(default_factory=dict)
+    rewrite_skipped: dict[str, list[str]] = field(default_factory=dict)
+    precision: dict[str, Any] | None = None
+    passed: bool | None = None
+    judged: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields that hold something."""
+        return {name: value for name, value in vars(self).items() if value not in ({}, None)}
+
+
+@dataclass
+class Manifest:
+    """What an export folder holds.
+
+    `files` maps a name to {"sha256", "bytes"}; `model` describes the checkpoint (name, sha256, geometry); `versions`
+    the libraries that took part.
+    """
+
+    config: ExportConfig
+    model: dict[str, Any]
+    versions: dict[str, str]
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    engines: list[Engine] = field(default_factory=list)
+    results: Results = field(default_factory=Results)
+    stamp: str = field(default="", compare=False)  # SHA-256 of the file as last read or written
+
+    @classmethod
+    def read(cls, path: Path) -> Manifest:
+        """Read a manifest, this version's or an earlier one's.
+
+        Raises:
+            ArtifactError: missing, or not ours.
+        """
+        data = read_json(path)
+        try:
+            check_manifest(data)
+            for name in [*data["files"], *(engine["file"] for engine in data["engines"])]:
+                bare(name, path)
+            made = cls(
+                config=ExportConfig.from_dict(data["config"]),
+                engines=[Engine.from_dict(engine) for engine in data["engines"]],
+                results=Results(**data["results"]),
+                **{k: data[k] for k in ("model", "versions", "files")},
+                stamp=sha256_of(path),
+            )
+            made.drop_stale_verdict()
+            return made
+        except Misfit as error:
+            raise ArtifactError(f"{path} cannot be used: {error}. Export again with --force.") from None
+        except TypeError:
+            raise ArtifactError(f"{path} holds results of another version. Export again with --force.") from None
+        except ArtifactError as error:
+            raise ArtifactError(f"{path}: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as in the file."""
+        return {
+            **{name: value for name, value in vars(self).items() if name != "stamp"},
+            "config": self.config.to_dict(),
+            "engines": [engine.to_dict() for engine in self.engines],
+            "results": self.results.to_dict(),
+        }
+
+    def graphs(self) -> dict[str, str]:
+        """SHA-256 of everything a verdict is about: all files but reports."""
+        return {name: entry["sha256"] for name, entry in self.files.items() if name not in (REPORT, PAGE)}
+
+    def drop_stale_verdict(self) -> None:
+        """Forget a verdict on other files than those that are listed now."""
+        if self.results.judged and self.results.judged != self.graphs():
+            self.results = replace(self.results, passed=None, judged={})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from pathlib import Path
 
 ENDINGS = re.compile(r"(\.index\.json|\.safetensors|\.pth|\.pt|\.bin|\.ckpt)+$", re.IGNORECASE)
@@ -36,3 +37,8 @@ def checkpoint_name(checkpoint: str) -> str:
 
 def _plain(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._-")[:LONGEST_NAME] or "model"
+    asked = Path(os.environ.get("STRUCTSAM_CACHE") or "~/.cache/structsam-export")
+    try:
+        return asked.expanduser()
+    except RuntimeError:  # a user without a home
+        return Path(tempfile.gettempdir()) / "structsam-export"

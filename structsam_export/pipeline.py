@@ -13,7 +13,7 @@ from structsam_export.backends import choose_backend
 from structsam_export.config import ExportConfig
 from structsam_export.console import console, markup, stage
 from structsam_export.errors import UsageError
-from structsam_export.files import atomic, disk_errors, require_space, staged_files
+from structsam_export.files import check_writable, require_space
 from structsam_export.folder import (
     OUTPUTS,
     PAGE,
@@ -76,43 +76,51 @@ def trace_stage(job: Job, folder: ExportFolder) -> None:
     from structsam_export.trace import trace_decoder, trace_encoder
 
     sam, config = job.loaded.sam, job.config
-    with stage("trace encoder and decoder to ONNX"), staged_files(folder.path) as partial, disk_errors(folder.path):
+    with stage("trace encoder and decoder to ONNX"), folder.changing() as draft:
+        partial = draft.path
         with job.schedule.patched(sam.image_encoder) as encoder:
             size, boxes, path = job.loaded.geometry.image_size, config.prompt_aware, partial / raw_name("encoder")
             trace_encoder(encoder, size, path, batch=config.batch, opset=config.opset, boxes=boxes)
         trace_decoder(sam, partial / raw_name("decoder"), opset=config.opset)
-    folder.add(*(raw_name(part) for part in PARTS))
-    folder.write()
+        draft.add(*(raw_name(part) for part in PARTS))
 
 
 def rewrite_stage(folder: ExportFolder) -> None:
-    """Rewrite both graphs; engines and reports made from earlier ones are removed.
+    """Rewrite both graphs; engines and reports made from earlier ones are removed once the new graphs are there.
 
     An encoder of a low precision is rewritten for every runtime first, typed by `precision_stage`, and only then
     written for one runtime.
     """
+    with folder.changing() as draft:
+        rewrite_into(folder, draft)
+
+
+def rewrite_into(folder: ExportFolder, draft: ExportFolder) -> None:
+    """`rewrite_stage`: reads the traced graphs of a folder, writes into its draft."""
     from structsam_export.rewrite import rewrite
 
     config = folder.config
     sources = {part: folder.raw(part) for part in PARTS}
+    # Also the typed encoder: it was made of another reference.
+    draft.forget([*draft.derived, onnx_name("encoder"), f"{onnx_name('encoder')}.data"])
     names = {part: onnx_name(part) for part in PARTS}
     if config.precision != "fp32":
         names["encoder"] = REFERENCE
     forms = {"encoder": config.form if config.precision == "fp32" else "portable", "decoder": "portable"}
     found = {}
-    with stage("rewrite graphs"), staged_files(folder.path) as partial:
+    with stage("rewrite graphs"):
         for part in PARTS:
-            target = partial / names[part]
+            target = draft.path / names[part]
             found[part] = rewrite(sources[part], target, keep_outputs=OUTPUTS[part], form=forms[part])
             gc.collect()
-    folder.forget(folder.derived)
-    folder.add(*names.values())
-    folder.record(
+    draft.add(*names.values())
+    draft.record(
         rewrite={part: made.counts for part, made in found.items()},
         graph={part: {"nodes_raw": made.nodes_before, "nodes": made.nodes} for part, made in found.items()},
         rewrite_skipped={part: list(made.skipped) for part, made in found.items()},
         precision=None,
         passed=None,
+        judged={},
     )
 
 
@@ -125,25 +133,29 @@ def precision_stage(folder: ExportFolder, inputs: Inputs | None = None) -> None:
         folder: with the rewritten graphs.
         inputs: photos to calibrate with; None: those of the folder's configuration.
     """
-    config = folder.config
-    if config.precision == "fp32":
-        return
-    import onnx
+    if folder.config.precision != "fp32":
+        with folder.changing() as draft:
+            type_into(folder, draft, inputs or inputs_of(folder))
 
+
+def type_into(folder: ExportFolder, draft: ExportFolder, inputs: Inputs) -> None:
+    """`precision_stage`: reads the FP32 encoder of a folder (which may be the draft itself), writes into its draft."""
+    from structsam_export.graphs import load
     from structsam_export.precision import calibrate, convert, low_types
     from structsam_export.rewrite import apply_form
 
-    inputs = inputs or inputs_of(folder)
-    source, name, results = folder.fp32_encoder(), onnx_name("encoder"), folder.manifest.results
+    config, target = folder.config, draft.path / onnx_name("encoder")
+    source, name, results = folder.fp32_encoder(), target.name, draft.manifest.results
+    draft.forget(draft.derived)
     counts, graph = dict(results.rewrite), dict(results.graph)
     skipped = dict(results.rewrite_skipped)
     with stage(f"{config.precision}: calibrate, {len(inputs.photos)} photos"), content_errors(source):
         amax = calibrate(source, inputs.feeds(config.batch))
-    with stage(f"encoder in {config.precision}"), staged_files(folder.path) as partial:
+    with stage(f"encoder in {config.precision}"):
         with content_errors(source):
-            made = convert(source, partial / name, config.precision, amax)  # type: ignore[arg-type]
-        formed = apply_form(partial / name, partial / name, config.form)
-        low = low_types(onnx.load(str(partial / name), load_external_data=False))
+            made = convert(source, target, config.precision, amax)  # type: ignore[arg-type]
+        formed = apply_form(target, target, config.form)
+        low = low_types(load(target))
     for node in made.offenders:
         console().print(f"[yellow]FP32 kept: {markup(f'{node.op} {node.node}: {node.why}')}[/yellow]")
     # What stays FP32 may be as large as it likes.
@@ -152,9 +164,14 @@ def precision_stage(folder: ExportFolder, inputs: Inputs | None = None) -> None:
     counts["encoder"] = before | {rule: before.get(rule, 0) + n for rule, n in formed.counts.items()}
     graph["encoder"] = graph["encoder"] | {"nodes": formed.nodes}
     skipped["encoder"] = [*skipped["encoder"], *formed.skipped]
-    folder.add(name)
-    folder.record(
-        precision={**made.to_dict(), "largest": largest}, rewrite=counts, graph=graph, rewrite_skipped=skipped
+    draft.add(name)
+    draft.record(
+        passed=None,
+        judged={},
+        precision={**made.to_dict(), "largest": largest},
+        rewrite=counts,
+        graph=graph,
+        rewrite_skipped=skipped,
     )
 
 
@@ -196,10 +213,12 @@ def build_stage(folder: ExportFolder, chosen: Backend | None, targets: Sequence[
         for part, profile in profiles.items():
             fp32 = chosen.FROM_FP32 and part == "encoder"
             source = folder.fp32_encoder() if fp32 else folder.onnx(part)
-            with stage(f"build {part}, {chosen.NAME} {target}"):
-                engine = chosen.build(source, folder.path, part, target, profile)
-            folder.add_engine(engine)
-            folder.record(passed=None)
+            with folder.changing() as draft:
+                with stage(f"build {part}, {chosen.NAME} {target}"):
+                    engine = chosen.build(source, draft.path, part, target, profile)
+                draft.forget(name for name in draft.derived if name in (REPORT, PAGE))
+                draft.add_engine(engine)
+                draft.record(passed=None, judged={})
 
 
 def validate_stage(job: Job, folder: ExportFolder, reference: Reference, *, weights_freed: bool) -> dict[str, Any]:
@@ -209,17 +228,16 @@ def validate_stage(job: Job, folder: ExportFolder, reference: Reference, *, weig
     from structsam_export.validate.latency import latency
     from structsam_export.validate.parity import check_stages
 
-    found = check_stages(reference, folder)
-    found = replace(found, latency=latency(found, job, folder, weights_freed=weights_freed))
-    folder.executed(found.executed)
-    with stage("write report"):
-        report = build_report(job, folder, found)
-        with atomic(folder.path / REPORT) as partial:
-            partial.write_text(json.dumps(report, indent=2) + "\n")
-        with atomic(folder.path / PAGE) as partial:
-            partial.write_text(render(report, found, job.loaded.geometry))
-    folder.add(REPORT, PAGE)
-    folder.record(passed=report["passed"])
+    with folder.changing() as draft:
+        found = check_stages(reference, folder)
+        found = replace(found, latency=latency(found, job, folder, weights_freed=weights_freed))
+        draft.executed(found.executed)
+        with stage("write report"):
+            report = build_report(job, folder, found)
+            (draft.path / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+            (draft.path / PAGE).write_text(render(report, found, job.loaded.geometry), encoding="utf-8")
+        draft.add(REPORT, PAGE)
+        draft.record(passed=report["passed"], judged=draft.manifest.graphs())
     return report
 
 
@@ -239,8 +257,10 @@ def rewrite_folder(path: Path) -> ExportFolder:
         ArtifactError: a file is missing or was changed.
     """
     folder = ExportFolder.read(path)
-    rewrite_stage(folder)
-    precision_stage(folder)
+    with folder.changing() as draft:
+        rewrite_into(folder, draft)
+        if folder.config.precision != "fp32":
+            type_into(draft, draft, inputs_of(folder))
     return folder
 
 
@@ -272,6 +292,7 @@ def validate_folder(path: Path, images: Sequence[str] = (), checkpoint: str | No
     from structsam_export.validate.stages import eager_reference
 
     folder = ExportFolder.read(path)
+    check_writable(path / REPORT, "copy the folder to where it can be written to")
     for part in PARTS:
         folder.raw(part)
         folder.onnx(part)

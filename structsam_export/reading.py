@@ -72,6 +72,28 @@ def read_bytes(path: Path, what: str, kind: type[BadInputError], missing: str = 
         return path.read_bytes()
 
 
+# How libraries say that memory ended, where they raise no MemoryError.
+OUT_OF_MEMORY = (
+    *("bad_alloc", "not enough memory", "out of memory", "can't allocate memory", "cannot allocate memory"),
+    *("failed to allocate memory", "can't start new thread", "failed to map segment"),
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, or what it came from, is that memory ended."""
+    at: BaseException | None = error
+    for _ in range(20):
+        if at is None:
+            return False
+        if isinstance(at, MemoryError) or (isinstance(at, OSError) and at.errno == errno.ENOMEM):
+            return True
+        said = str(at).lower()
+        if isinstance(at, (RuntimeError, ImportError, SystemError)) and any(words in said for words in OUT_OF_MEMORY):
+            return True
+        at = at.__cause__ or at.__context__
+    return False
+
+
 @contextmanager
 def content_errors(path: Path) -> Iterator[None]:
     """Turn what a library says of a graph of an output folder into an `ArtifactError`; the cause is kept.
@@ -88,6 +110,8 @@ def content_errors(path: Path) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
+        if is_out_of_memory(error):
+            raise MemoryError(str(error)) from error
         lines = str(error).strip().splitlines()
         why = f"{type(error).__name__}: {shortened(lines[0])}" if lines else type(error).__name__
         raise ArtifactError(f"{path} cannot be used ({why}). Export again with --force.") from error

@@ -13,6 +13,7 @@ from structsam_export.config import ExportConfig
 from structsam_export.folder import ExportFolder, Manifest
 
 MiB = 2**20
+SMALL_SIDE = 4
 
 
 @cache

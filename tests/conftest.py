@@ -17,6 +17,12 @@ def traces_are_shared():
         yield
 
 
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch):
+    """Commands run in the process of the test, where its changes hold; what watches them has tests of its own."""
+    monkeypatch.setenv("STRUCTSAM_SUPERVISE", "0")
+
+
 @pytest.fixture
 def tiny_model(monkeypatch, tmp_path_factory):
     """Registers the model "tiny" for `--model`; path of its weights."""

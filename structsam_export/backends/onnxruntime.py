@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from structsam_export.backends.base import DEFAULT, Backend, BenchRunner, Engine, Profile, Runner, RunOptions
 from structsam_export.errors import MissingRuntimeError, UsageError
 from structsam_export.reading import content_errors
+from structsam_export.supervise import parsing
 
 if TYPE_CHECKING:
     from structsam_export.backends.base import Array
@@ -43,7 +44,7 @@ class SessionRunner(Runner):
         if self.how.profile is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(self.how.profile / "profile")
-        with content_errors(self.path):
+        with content_errors(self.path), parsing("ONNX Runtime", self.path):
             self._session = ort.InferenceSession(str(self.path), options, providers=[PROVIDERS[self.how.provider]])
         self.inputs = {
             i.name: tuple(n if isinstance(n, int) else 0 for n in i.shape) for i in self._session.get_inputs()
@@ -52,7 +53,7 @@ class SessionRunner(Runner):
     def infer(self, feed: Mapping[str, Array]) -> dict[str, Array]:
         names = [o.name for o in self._session.get_outputs()]
         began = time.perf_counter()
-        with content_errors(self.path):
+        with content_errors(self.path), parsing("ONNX Runtime", self.path):
             values = self._session.run(names, dict(feed))
         self.seconds = time.perf_counter() - began
         return dict(zip(names, values))

@@ -11,12 +11,12 @@ import time
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from structsam_export.backends.base import DEFAULT, Backend, BenchRunner, Engine, Profile, Runner, RunOptions, parts_of
 from structsam_export.errors import ArtifactError, MissingRuntimeError
-from structsam_export.files import sha256_of, staged_files
+from structsam_export.files import scratch, sha256_of, staged_files
+from structsam_export.supervise import parsing
 
 if TYPE_CHECKING:
     from structsam_export.backends.base import Array
@@ -52,7 +52,8 @@ class OpenVINORunner(Runner):
             if name not in own and holds(model, name):
                 model.add_outputs(name)
         chosen = self.precision or written_for(model) or fastest()
-        compiled = compiled_model(model, chosen, self.how.threads)
+        with parsing("OpenVINO", self.path):
+            compiled = compiled_model(model, chosen, self.how.threads)
         self.precision = chosen
         self.inputs = {
             port.any_name: tuple(0 if size.is_dynamic else size.get_length() for size in port.partial_shape)
@@ -133,14 +134,15 @@ class OpenVINO(Backend):
         version = self.version()
         name = f"{part}.{self.NAME}-{version}-{target}.xml"
         path = folder / name
-        with TemporaryDirectory(prefix="structsam-openvino-") as scratch, staged_files(folder) as partial:
+        with scratch("structsam-openvino-") as aside, staged_files(folder) as partial:
             # The same numbers, in the shapes that this runtime has kernels for.
-            formed = Path(scratch) / onnx.name
+            formed = aside / onnx.name
             apply_form(onnx, formed, FORM)
             model = read(formed)
             model.set_rt_info(target, RT_INFO)
             openvino.save_model(model, str(partial / name), compress_to_fp16=target == "f16")
-        used = used_precision(compiled_model(read(path), target)) if target in precisions_here() else None
+        with parsing("OpenVINO", path):
+            used = used_precision(compiled_model(read(path), target)) if target in precisions_here() else None
         size = path.stat().st_size + path.with_suffix(".bin").stat().st_size
         return Engine(name, part, self.NAME, version, target, sha256_of(path), size, {"computes_in": used})
 
@@ -169,7 +171,8 @@ def read(path: Path) -> Any:
         ArtifactError: OpenVINO cannot read it.
     """
     try:
-        return core().read_model(str(path))
+        with parsing("OpenVINO", path):
+            return core().read_model(str(path))
     except RuntimeError as error:
         raise ArtifactError(f"OpenVINO cannot read {path}: {str(error).strip().splitlines()[-1]}") from error
 

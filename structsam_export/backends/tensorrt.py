@@ -18,8 +18,9 @@ from structsam_export.backends.base import DEFAULT, Backend, BenchRunner, Engine
 from structsam_export.backends.polygraphy import PolygraphyRunner, hush, quiet_stdout
 from structsam_export.console import progress
 from structsam_export.errors import ArtifactError, MissingRuntimeError, UsageError
-from structsam_export.files import atomic, sha256_of
+from structsam_export.files import atomic, disk_errors, sha256_of
 from structsam_export.paths import cache_dir
+from structsam_export.supervise import parsing
 
 
 class TensorRT(Backend):
@@ -74,8 +75,8 @@ class TensorRT(Backend):
         with build_progress(__import__(self.MODULE), f"{part} for {sm}") as monitor:
             config, options, extra = self.builder_config(target, sm, [shapes] if profile else None, monitor)
             try:
-                network = network_from_onnx_path(str(onnx), strongly_typed=True)
-                with quiet_stdout():
+                with parsing(self.NAME, onnx), quiet_stdout():
+                    network = network_from_onnx_path(str(onnx), strongly_typed=True)
                     engine = engine_bytes_from_network(network, config=config, **extra)
             except PolygraphyException as error:  # what is wrong, TensorRT's own log has printed
                 raise ArtifactError(
@@ -152,7 +153,8 @@ def timing_cache(sm: str) -> Path:
     TensorRT-RTX has none: it picks kernels on the device, at first use.
     """
     root = cache_dir()
-    root.mkdir(parents=True, exist_ok=True)
+    with disk_errors(root, "set STRUCTSAM_CACHE to another folder"):
+        root.mkdir(parents=True, exist_ok=True)
     return root / f"timing-{sm}.cache"
 
 

@@ -13,14 +13,16 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory, TemporaryFile
+from tempfile import TemporaryFile, gettempdir
 from typing import Any
 
 from structsam_export.benchmark.variants import Variant, runners, variants_of
 from structsam_export.console import stage
 from structsam_export.environment import cpu_name, usable_cores, versions
 from structsam_export.errors import ArtifactError, UsageError
+from structsam_export.files import disk_errors, scratch
 from structsam_export.folder import companion
+from structsam_export.supervise import parsing
 from structsam_export.timing import interleaved, percentiles
 
 __all__ = ["SCHEMA", "Variant", "bench", "runners", "table", "variants_of"]
@@ -41,13 +43,15 @@ class Worker:
         command = [sys.executable, "-c", START, *sys.path]
         self.name = variant.name
         # A file, not a pipe: nobody reads while the process works, and a full pipe would stop it for good.
-        self.said = TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (closed by `close`)
+        with disk_errors(Path(gettempdir()), "set TMPDIR to another folder"):
+            self.said = TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (closed by `close`)
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.said, text=True, env=environment
         )
         self.memory: list[dict[str, int]] = []
         try:
-            self.ask({**variant.spec(), "threads": threads, "profile": str(profile) if profile else None})
+            with parsing("the benchmark", variant.onnx):
+                self.ask({**variant.spec(), "threads": threads, "profile": str(profile) if profile else None})
         except BaseException:
             self.close()
             raise
@@ -172,12 +176,12 @@ def row_of(
 ) -> dict[str, Any]:
     """One row of the table."""
     import numpy as np
-    import onnx
 
+    from structsam_export.graphs import load
     from structsam_export.macs import graph_macs
 
     seconds, base = np.array(taken[variant.name]), np.array(taken[reference])
-    graph = onnx.load(str(variant.onnx), load_external_data=False).graph
+    graph = load(variant.onnx).graph
     batch = graph.input[0].type.tensor_type.shape.dim[0].dim_value
     try:
         macs: int | None = graph_macs(variant.onnx) // max(batch, 1)
@@ -208,8 +212,8 @@ def add_profiles(variants: Sequence[Variant], rows: Sequence[dict[str, Any]], th
             # The folder outlives the process, so that a run that is stopped leaves no file behind either.
             with (
                 stage(f"profile {variant.name}"),
-                TemporaryDirectory(prefix="structsam-bench-") as folder,
-                Worker(variant, threads, profile=Path(folder)) as worker,
+                scratch("structsam-bench-") as folder,
+                Worker(variant, threads, profile=folder) as worker,
             ):
                 for _ in range(PROFILED_RUNS):
                     worker.run()

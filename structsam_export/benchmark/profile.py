@@ -69,9 +69,9 @@ def part_of(name: str, op: str, parts: dict[str, str]) -> str:
 
 def parts_of(path: Path) -> dict[str, str]:
     """What every node of an encoder is for, by its name."""
-    import onnx
+    from structsam_export.graphs import load
 
-    graph = onnx.load(str(path), load_external_data=False).graph
+    graph = load(path).graph
     weights = {t.name for t in graph.initializer}
     integers = {v.name for v in graph.value_info if v.type.tensor_type.elem_type in (6, 7, 9)}
     deciding = decision_cone(graph, integers, weights)

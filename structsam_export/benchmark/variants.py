@@ -10,6 +10,7 @@ from typing import Any
 from structsam_export.backends import backend, bench_runners
 from structsam_export.errors import ArtifactError, UsageError, unknown_name
 from structsam_export.folder import ExportFolder
+from structsam_export.graphs import load
 
 EAGER = "eager"
 EAGER_TITLE = "the PyTorch model of an export folder, patched as exported (--method none: stock)"
@@ -87,6 +88,7 @@ def _of_target(name: str, target: Path, chosen: Sequence[str]) -> Iterator[Varia
         if target.is_dir():
             onnx, file = _in_folder(target, runner)
         elif target.is_file() and runner != EAGER and known[runner][1].onnx:
+            load(target)  # nothing that runtimes would die of
             onnx = file = target
         elif target.is_file():
             raise ArtifactError(f"{target}: runner '{runner}' needs an export folder. Use --runner ort-cpu.")

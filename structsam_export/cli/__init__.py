@@ -5,21 +5,21 @@ One module for each idea: `stages`, `speed`, `quality`, `masks`, `lists`; `optio
 
 from __future__ import annotations
 
-import io
 import signal
 import sys
+from typing import Any
 
 import click
 
-from structsam_export import __version__
+from structsam_export import __version__, supervise
+from structsam_export.cli.endings import check_streams, ended, unbroken
 from structsam_export.cli.lists import doctor, methods
 from structsam_export.cli.masks import predict
 from structsam_export.cli.packs import pack
 from structsam_export.cli.quality import evaluate, sweep
 from structsam_export.cli.speed import bench
 from structsam_export.cli.stages import build, export, rewrite, trace, validate
-from structsam_export.console import interrupt, printable
-from structsam_export.errors import INTERRUPTED, StructSAMError
+from structsam_export.console import interrupt
 
 
 class DefaultToExport(click.Group):
@@ -30,6 +30,14 @@ class DefaultToExport(click.Group):
         if first not in self.commands and first not in ("--help", "-h", "--version"):
             args = ["export", *args]
         return super().parse_args(ctx, args)
+
+    def make_context(self, *arguments: Any, **given: Any) -> click.Context:
+        with unbroken():  # --help
+            return super().make_context(*arguments, **given)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with unbroken():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)  # in the order of the pipeline, not of the alphabet
@@ -56,18 +64,19 @@ def main() -> None:
     """Entry point: the one place where errors become messages and exit codes."""
     for number in (signal.SIGINT, signal.SIGTERM):  # a killed run cleans up as an interrupted one does
         signal.signal(number, interrupt)
-    try:
-        status = cli.main(standalone_mode=False)
-        sys.exit(status if isinstance(status, int) else 0)
-    except (click.exceptions.Abort, KeyboardInterrupt) as error:
-        said = str(error) or str(error.__cause__ or "")  # click puts an Abort around an interrupt
-        click.echo(said or "Interrupted; nothing was left behind.", err=True)
-        sys.exit(INTERRUPTED)
-    except click.ClickException as error:
-        shown = io.StringIO()
-        error.show(shown)
-        click.echo(printable(shown.getvalue()), err=True, nl=False)
-        sys.exit(error.exit_code)
-    except StructSAMError as error:
-        click.echo(printable(f"Error: {error}"), err=True)
-        sys.exit(error.exit_code)
+    sys.exit(ended(run))
+
+
+def run() -> int:
+    """The command of the process' arguments; its exit code.
+
+    Raises:
+        OutputError: standard output is closed.
+    """
+    supervise.begin()
+    check_streams()
+    if supervise.wanted(sys.argv[1:]):
+        return supervise.supervised(sys.argv[1:])
+    status = cli.main(standalone_mode=False)
+    sys.stdout.flush()
+    return status if isinstance(status, int) else 0

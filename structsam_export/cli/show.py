@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from structsam_export.console import echo, printable
+from structsam_export.console import echo, printable, terminal
 from structsam_export.errors import ParityError, UsageError
+from structsam_export.files import check_writable, disk_errors
 
 
 def show_report(report: dict[str, Any], folder: Path, as_json: bool) -> None:
@@ -62,9 +63,14 @@ def check_file(path: Path | None, option: str) -> None:
 
     Raises:
         UsageError: no such folder.
+        OutputError: it is a folder, or is not writable.
     """
-    if path is not None and not path.absolute().parent.is_dir():
-        raise UsageError(f"Folder {path.absolute().parent} does not exist. Make it, or pass another {option}.")
+    if path is None:
+        return
+    with disk_errors(path, f"pass another {option}"):
+        if not path.absolute().parent.is_dir():
+            raise UsageError(f"Folder {path.absolute().parent} does not exist. Make it, or pass another {option}.")
+    check_writable(path, f"pass another {option}")
 
 
 def print_json(data: Any) -> None:
@@ -77,10 +83,9 @@ def print_json(data: Any) -> None:
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A plain table on stdout, as wide as its content."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(*map(printable, head), box=box.SIMPLE, pad_edge=False)
     for row in rows:
         table.add_row(*map(printable, row))
-    Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False).print(table)
+    terminal(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False).print(table)

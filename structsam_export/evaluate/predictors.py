@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol
 
 from structsam_export.backends import BACKENDS, EnginePair, backend
 from structsam_export.eager import decoder_of, encoder_call
 from structsam_export.errors import ArtifactError, MissingRuntimeError, unknown_name
+from structsam_export.files import scratch
 from structsam_export.folder import PARTS, onnx_name
 from structsam_export.runtime.decoding import decode_prompts, runner_decoder
 from structsam_export.runtime.model import ExportedModel
@@ -163,7 +162,7 @@ def onnx_runners(folder: ExportFolder, active: ExitStack) -> list[Runner]:
     if folder.config.precision != "fp32":
         from structsam_export.precision import fake_quantised
 
-        rounding = Path(active.enter_context(TemporaryDirectory(prefix="structsam-evaluate-"))) / encoder.name
+        rounding = active.enter_context(scratch("structsam-evaluate-")) / encoder.name
         fake_quantised(encoder, rounding)
         encoder = rounding
     return [backend("onnxruntime").runner(path, path.name) for path in (encoder, decoder)]

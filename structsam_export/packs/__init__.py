@@ -96,8 +96,9 @@ def write_pack(
         OutputError: the place cannot be written to.
     """
     from structsam_export.console import note
+    from structsam_export.drafts import new_folder_at
     from structsam_export.environment import versions
-    from structsam_export.files import new_folder_at, require_space, sha256_of
+    from structsam_export.files import require_space, sha256_of
     from structsam_export.packs.base import Source
 
     pack, source = make_pack(name, options), Source.read(path)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from structsam_export.precision.policy import DATA_MOVEMENT
 from structsam_export.precision.typed import read
+from structsam_export.supervise import parsing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,12 +34,13 @@ def calibrate(path: Path, feeds: Sequence[dict[str, np.ndarray]]) -> dict[str, f
     """
     import numpy as np
 
-    session, measured, moved = measuring_session(path)
-    amax = dict.fromkeys(measured, 0.0)
-    for feed in feeds:
-        values = session.run([name + AMAX for name in measured], feed)
-        for name, value in zip(measured, values):
-            amax[name] = float(np.maximum(amax[name], value))  # keeps NaN
+    with parsing("calibration", path):
+        session, measured, moved = measuring_session(path)
+        amax = dict.fromkeys(measured, 0.0)
+        for feed in feeds:
+            values = session.run([name + AMAX for name in measured], feed)
+            for name, value in zip(measured, values):
+                amax[name] = float(np.maximum(amax[name], value))  # keeps NaN
     for name, inputs in moved.items():
         amax[name] = max((amax[n] for n in inputs if n in amax), default=0.0)
     return amax
@@ -50,7 +51,7 @@ def measuring_session(path: Path) -> tuple[Any, list[str], dict[str, list[str]]]
     import onnx
     import onnxruntime as ort
 
-    from structsam_export.files import disk_errors
+    from structsam_export.files import disk_errors, temporary
 
     options = ort.SessionOptions()
     options.log_severity_level = 3
@@ -63,11 +64,10 @@ def measuring_session(path: Path) -> tuple[Any, list[str], dict[str, list[str]]]
     if not beside:
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"]), measured, moved
     # ONNX Runtime finds weights beside a file by the folder the file lies in.
-    folder = path.parent
-    with disk_errors(folder), tempfile.NamedTemporaryFile(dir=folder, prefix=".calibrate-", suffix=".onnx") as file:
-        file.write(source)
-        file.flush()
-        return ort.InferenceSession(file.name, options, providers=["CPUExecutionProvider"]), measured, moved
+    with temporary(path, ".onnx") as copy:
+        with disk_errors(path.parent):
+            copy.write_bytes(source)
+        return ort.InferenceSession(str(copy), options, providers=["CPUExecutionProvider"]), measured, moved
 
 
 def with_amax_outputs(path: Path) -> tuple[Any, list[str], dict[str, list[str]]]:

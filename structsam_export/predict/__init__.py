@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from structsam_export.console import progress
+from structsam_export.drafts import new_folder_at
 from structsam_export.errors import UsageError
-from structsam_export.files import new_folder_at
 from structsam_export.folder import ExportFolder
 from structsam_export.predict.asked import Asked
 from structsam_export.predict.outputs import RECORDS, names_of, write_picture, write_records

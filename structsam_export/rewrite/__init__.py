@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from structsam_export.reading import content_errors
 from structsam_export.rewrite.results import Fired, Rewritten
+from structsam_export.supervise import parsing
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -131,7 +132,7 @@ def rewritten_file(source: Path, target: Path, change: Callable[[gs.Graph], Rewr
 
     model = load(source)
     before = len(model.graph.node)
-    with content_errors(source):
+    with content_errors(source), parsing("rewriting", source):
         weights = detach(model, source.parent)
         with errors_only():
             graph = gs.import_onnx(model)

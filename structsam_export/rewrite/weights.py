@@ -7,58 +7,16 @@ again afterwards; ViT-H's 2.5 GB are never in memory, and its rewritten graph ha
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from structsam_export.errors import ArtifactError, shortened
-from structsam_export.reading import check_file, content_errors
+from structsam_export.graphs import load as load
+from structsam_export.graphs import locations
 from structsam_export.rewrite.subgraphs import names_read
 
 # Smaller tensors (index tables, relative positions) are loaded, so that constants can be folded.
 LARGE = 1 << 20
-
-
-def load(path: Path) -> Any:
-    """An ONNX file without what lies beside it, as an `onnx.ModelProto`.
-
-    Raises:
-        ArtifactError: it cannot be read, is no ONNX, or its weights lie elsewhere than in a plain file beside it.
-    """
-    import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
-    check_file(path, "File", ArtifactError)
-    try:
-        model = onnx.load(str(path), load_external_data=False)
-    except DecodeError as error:
-        raise ArtifactError(f"{path} is no ONNX file ({error}). Export again with --force.") from error
-    if not model.HasField("graph") or not model.graph.output:
-        raise ArtifactError(f"{path} is no ONNX file (it has no graph). Export again with --force.")
-    with content_errors(path):
-        for location in locations(model):
-            beside = path.parent / location
-            if not location or Path(location).name != location or not beside.is_file() or beside.is_symlink():
-                shown = shortened(repr(location))
-                raise ArtifactError(f"{path} keeps weights in {shown}, which is no plain file beside it. Export again.")
-    return model
-
-
-def locations(model: Any) -> set[str]:
-    """Names of the files that tensors of a model point to, also those in attributes and subgraphs."""
-    import onnx
-
-    def tensors(graph: Any) -> Iterator[Any]:
-        yield from graph.initializer
-        for node in graph.node:
-            for attribute in node.attribute:
-                yield from (attribute.t, *attribute.tensors)
-                for inner in (attribute.g, *attribute.graphs):
-                    if inner.node or inner.initializer:
-                        yield from tensors(inner)
-
-    external = [t for t in tensors(model.graph) if t.data_location == onnx.TensorProto.EXTERNAL]
-    return {next((e.value for e in t.external_data if e.key == "location"), "") for t in external}
 
 
 def detach(model: Any, base: Path) -> list[Any]:

@@ -141,9 +141,12 @@ def readable(path: Path, plans: Mapping[str, type[Plan]], *, given: bool = False
     import onnx
 
     from structsam_export.files import disk_errors, temporary
+    from structsam_export.graphs import load
+    from structsam_export.reading import content_errors
 
-    model = onnx.load(str(path), load_external_data=False)
-    expose(model, plans, given)
+    model = load(path)
+    with content_errors(path):
+        expose(model, plans, given)
     with temporary(path, ".onnx") as copy:
         with disk_errors(path.parent):
             onnx.save(model, str(copy))

@@ -181,9 +181,9 @@ def run_stage(reference: Reference, files: StageFiles, batch: int, *, given: boo
 
 def decisions_for(copy: Path, eager: Outputs, feed: Mapping[str, Array]) -> Outputs:
     """PyTorch's decisions of one photo as inputs of a graph, repeated for its batch."""
-    import onnx
+    from structsam_export.graphs import load
 
-    inputs = [i.name for i in onnx.load(str(copy), load_external_data=False).graph.input]
+    inputs = [i.name for i in load(copy).graph.input]
     batch = feed["image"].shape[0]
     return {name: np.concatenate([eager[name]] * batch) for name in inputs if name not in feed}
 
