@@ -75,7 +75,7 @@ def test_memory_is_limited(server, tiny, tmp_path):
 
 
 def test_descriptors_are_limited(server, tiny, tmp_path):
-    code, said, _ = server.run(*trace(tiny, tmp_path / "out"), limits={"NOFILE": 8})
+    code, said, _ = server.run(*trace(tiny, tmp_path / "out"), limits={"NOFILE": 24})
     assert code in (4, 5) and "Traceback" not in said
 
 
