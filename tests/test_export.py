@@ -229,6 +229,10 @@ def test_decoder_uses_a_mask_prompt_like_sam(exported):
     }
     got = session.run(["low_res_masks"], feed)[0]
     np.testing.assert_allclose(got[:, 1:], want.numpy(), atol=1e-3)
+    unused = feed | {"has_mask_input": np.zeros(1, np.float32)}
+    plain = session.run(["low_res_masks"], unused)[0]
+    unfilled = session.run(["low_res_masks"], unused | {"mask_input": np.full_like(mask, np.nan)})[0]
+    assert (plain == unfilled).all() and abs(plain - got).max() > 0.1
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case.values())))
