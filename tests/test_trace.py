@@ -55,7 +55,7 @@ def test_an_unused_mask_input_is_not_read(tiny_model):
     """NaN stands for memory that nobody has filled."""
     decoder = decoder_module(load_model("tiny", tiny_model).sam)
     prompt = (torch.tensor([[[9.0, 9.0], [0.0, 0.0]]]), torch.tensor([[1, -1]]))
-    embedding, random = torch.randn(1, OUT, 6, 6), torch.randn(1, 1, 24, 24)
+    embedding, random = torch.randn(1, OUT, 8, 8), torch.randn(1, 1, 32, 32)
     with torch.no_grad():
         plain = decoder(embedding, *prompt, torch.zeros_like(random), torch.zeros(1))
         found = decoder(embedding, *prompt, torch.full_like(random, torch.nan), torch.zeros(1))
