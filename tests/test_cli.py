@@ -198,26 +198,6 @@ def test_too_little_space_is_noticed_before_the_work(command, tmp_path, monkeypa
     assert list(tmp_path.iterdir()) == []
 
 
-def limited_export(out: Path, limit: int) -> subprocess.CompletedProcess[str]:
-    """Run an export in a process that may not write files beyond `limit` bytes, as on a full disk."""
-    code = (
-        "import resource, signal, sys\n"
-        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "from structsam_export.cli import main\n"
-        f"sys.argv = ['x', 'trace', '--output', {str(out)!r}]\nmain()"
-    )
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-
-
-def test_disk_full_leaves_nothing(tmp_path):
-    done = limited_export(tmp_path / "out", 1_000_000)
-    assert done.returncode == 4, done.stderr
-    assert "No space left" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_swallowed_interrupt_is_raised_again(monkeypatch):
     """Libraries with bare excepts may catch Ctrl-C; the stage they run in ends with it all the same."""
     from structsam_export import console

@@ -314,7 +314,7 @@ def test_stages_one_by_one(tmp_path, exported, capsys):
     assert run_cli("rewrite", folder) == 0
     assert run_cli("build", folder, "--backend", "none") == 0
     capsys.readouterr()
-    assert run_cli("validate", folder, "--json") == 0
+    assert run_cli("validate", folder, "--image", *FEW_PHOTOS, "--json") == 0
     report = json.loads(capsys.readouterr().out)
     assert report["passed"]
     assert report["engine"] is None
