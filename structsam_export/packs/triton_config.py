@@ -75,7 +75,7 @@ def parameters(**values: int) -> Config:
 
 
 def queue(batch: int = 1) -> Config:
-    """Requests beyond the queue are refused at once, those that wait too long later; batches form where there are any."""
+    """Requests beyond the queue are refused at once, those that wait too long later; images gather to batches."""
     policy = {
         "timeout_action": Name("REJECT"),
         "default_timeout_microseconds": WAIT,

@@ -157,7 +157,7 @@ def check_same(sha256: str, config: dict[str, Any], baseline: dict[str, Any], pa
     Raises:
         ArtifactError: names the first difference in weights or options.
     """
-    pairs = {"weights": (sha256[:12], baseline["model"]["sha256"][:12])}
+    pairs: dict[str, tuple[Any, Any]] = {"weights": (sha256[:12], baseline["model"]["sha256"][:12])}
     pairs |= {name: (config.get(name), baseline["config"].get(name)) for name in OPTIONS}
     for name, (now, then) in pairs.items():
         if plain(now) != plain(then):

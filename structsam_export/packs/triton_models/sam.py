@@ -33,7 +33,7 @@ class TritonPythonModel:
         """Masks, or what is wrong."""
         try:
             return pb.InferenceResponse(self.masks(request))
-        except (PromptError, TooMuch) as error:
+        except (PromptError, Unfit) as error:
             return pb.InferenceResponse([], pb.TritonError(str(error), pb.TritonError.INVALID_ARG))
         except Refused as error:
             return pb.InferenceResponse([], error.args[0])
@@ -42,19 +42,19 @@ class TritonPythonModel:
         """The outputs of a request.
 
         Raises:
-            PromptError, TooMuch: no prompt for this photo.
+            PromptError, Unfit: no prompt for this photo.
             Refused: a model behind this one refuses.
         """
         given = {name: array(request, name) for name in ("point_coords", "point_labels", "boxes", "mask_input")}
         image, several = array(request, "image"), array(request, "multimask_output")
         chosen = slice(1, None) if several is None or several.all() else slice(0, 1)
+        if image.size == 0 or image.shape[2] != 3:
+            raise Unfit(f"An image is uint8 (height, width, 3), RGB, not {image.shape}.")
         original = (image.shape[0], image.shape[1])
         prompts = self.prompts(original, given)
         count = len(prompts.coords)
         if 3 * count * original[0] * original[1] > self.most:
-            raise TooMuch(
-                f"{count} prompts on {original[0]} x {original[1]} pixels are too many masks for one request."
-            )
+            raise Unfit(f"{count} prompts on {original[0]} x {original[1]} pixels are too many masks for one request.")
         embedding = called("sam_embed", ["image_embeddings"], [pb.get_input_tensor_by_name(request, "image")])[0]
         parts = [self.decoded(embedding, prompts, slice(i, i + PROMPTS[-1])) for i in range(0, count, PROMPTS[-1])]
         logits, scores = (np.concatenate([part[i] for part in parts])[:, chosen] for i in (0, 1))
@@ -69,7 +69,7 @@ class TritonPythonModel:
         """Points (P, N, 2) and boxes (P, 4) in the photo's pixels as the decoder takes them."""
         points, boxes = given["point_coords"], given["boxes"]
         if points is not None and (points.ndim != 3 or points.shape[1] + 2 > POINTS[-1]):
-            raise TooMuch(f"A prompt has 1 to {POINTS[-1] - 2} points, point_coords (P, N, 2), not {points.shape}.")
+            raise Unfit(f"A prompt has 1 to {POINTS[-1] - 2} points, point_coords (P, N, 2), not {points.shape}.")
         if points is not None:
             points = self.transform.apply_coords(points, original)
         if boxes is not None:
@@ -86,8 +86,8 @@ class TritonPythonModel:
         return [tensor.as_numpy() for tensor in found]
 
 
-class TooMuch(Exception):
-    """A request that is larger than this model answers."""
+class Unfit(Exception):
+    """A request that this model does not answer: no photo, or more than it takes."""
 
 
 class Refused(Exception):
