@@ -28,7 +28,7 @@ test-clients: $(VENV)/.test
 
 # A real Triton server on our pack, in an environment of its own (about 500 MB, in $STRUCTSAM_TRITON).
 test-triton: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m triton -rs tests/triton
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m triton -rs tests/serve_triton
 
 test-robustness: $(VENV)/.test
 	ROBUSTNESS=large OMP_NUM_THREADS=1 $(BIN)/pytest --timeout 0 tests/robustness tests/test_supervise.py

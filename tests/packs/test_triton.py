@@ -1,6 +1,6 @@
 """Triton's repository: every config.pbtxt by the schema, and the Python models run as Triton runs them.
 
-`tests/triton` does the same on a real server.
+`tests/serve_triton` does the same on a real server.
 """
 
 from __future__ import annotations

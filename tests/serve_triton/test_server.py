@@ -17,7 +17,7 @@ import pytest
 import shared_traces
 from demo_exports import PHOTOS
 from PIL import Image
-from triton.server import running
+from serve_triton.server import running
 
 from structsam_export.config import ExportConfig
 from structsam_export.packs import write_pack
