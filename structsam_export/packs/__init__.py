@@ -24,6 +24,7 @@ PACKS = {
     "nanosam": "structsam_export.packs.nanosam:NanoSAM",
     "isaac-ros": "structsam_export.packs.isaac_ros:IsaacROS",
     "triton": "structsam_export.packs.triton:Triton",
+    "jetson": "structsam_export.packs.jetson:Jetson",
 }
 MANIFEST = "pack.json"
 SCHEMA = 1

@@ -194,13 +194,18 @@ class Pack(ABC):
 
     def readme(self, source: Source, folder: str) -> str:
         """The pack's page, in Markdown; `folder` is what the pack's folder will be called."""
+        return self.page(f"{self.NAME}.md.j2", source, folder, "readme")
+
+    def page(self, template: str, source: Source, folder: str, place: str) -> str:
+        """A filled template of `packs/<place>`."""
         from jinja2 import Environment, PackageLoader, StrictUndefined
 
-        loader = PackageLoader("structsam_export.packs", "readme")
         environment = Environment(
-            loader=loader, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+            loader=PackageLoader("structsam_export.packs", place),
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            keep_trailing_newline=True,
         )
-        template = environment.get_template(f"{self.NAME}.md.j2")
-        return template.render(
+        return environment.get_template(template).render(
             pack=self, source=source, folder=folder, config=source.folder.config, option=self.options
         )

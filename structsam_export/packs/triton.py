@@ -17,8 +17,8 @@ from structsam_export.errors import UsageError
 from structsam_export.folder import companion
 from structsam_export.packs import triton_config as configs
 from structsam_export.packs.base import Limits, Option, Pack
-from structsam_export.packs.classic import ABOUT, COORDS, EMBEDDING, HAS_MASK, IMAGE, IOU, LABELS, LOW_RES, MASK
-from structsam_export.packs.graphs import ClientGraph, Core
+from structsam_export.packs.described import Signature, described
+from structsam_export.packs.graphs import Core
 from structsam_export.packs.pbtxt import text
 
 if TYPE_CHECKING:
@@ -29,16 +29,6 @@ ENGINES = {"tensorrt": "model.plan", "openvino": "model.xml"}  # backends that r
 # What the Python models run of this package; in a repository it is a package of its own.
 RUNTIME = ("errors.py", "runtime/transforms.py", "runtime/images.py", "runtime/prompts.py", "runtime/decoding.py")
 COPY = "structsam_runtime"
-WORDS = {
-    "image": IMAGE,
-    "image_embeddings": EMBEDDING,
-    "point_coords": COORDS,
-    "point_labels": LABELS,
-    "mask_input": f"{MASK}; one for each prompt",
-    "has_mask_input": HAS_MASK,
-    "low_res_masks": LOW_RES,
-    "iou_predictions": IOU,
-}
 
 
 class Triton(Pack):
@@ -71,8 +61,8 @@ class Triton(Pack):
         backend, batch, models = self.options["backend"], source.folder.config.batch, folder / "models"
         encoder = Core.read(source.folder.fp32_encoder()) if backend == "python" else source.core("encoder")
         decoder = source.core("decoder")
-        every = configs.encoder_configs(backend, configs.Signature.of(encoder), batch)
-        every["sam_decoder"] = configs.decoder_config(backend, configs.Signature.of(decoder))
+        every = configs.encoder_configs(backend, Signature.of(encoder), batch)
+        every["sam_decoder"] = configs.decoder_config(backend, Signature.of(decoder))
         every |= configs.front_configs(source)
         for name, config in every.items():
             (models / name / "1").mkdir(parents=True)
@@ -118,19 +108,6 @@ def write_graph(source: Source, backend: str, part: str, core: Core, place: Path
     beside, name = companion(path.name), companion(target.name)
     if beside and name and path.with_name(beside).exists():
         shutil.copyfile(path.with_name(beside), target.with_name(name))
-
-
-def described(core: Core, part: str) -> ClientGraph:
-    """An export's graph as it is, with words for every input and output."""
-    graph, signature = ClientGraph(f"sam_{part}", f"{part} of Segment Anything. {ABOUT}"), configs.Signature.of(core)
-    infos = [*core.model.graph.input, *core.model.graph.output]
-    shapes = {t.name: [d.dim_param or d.dim_value for d in t.type.tensor_type.shape.dim] for t in infos}
-    kinds = {**signature.inputs, **signature.outputs}
-    feeds = {name: graph.input(name, kinds[name][0], shapes[name], WORDS[name]) for name in signature.inputs}
-    found = graph.run(core, part, feeds)
-    for name in signature.outputs:
-        graph.output(name, found[name], shapes[name], WORDS[name])
-    return graph
 
 
 def copy_model(name: str, place: Path, target: str = "model.py") -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from structsam_export.packs.described import Signature
 from structsam_export.packs.pbtxt import Name
 
 if TYPE_CHECKING:
     from structsam_export.packs.base import Source
-    from structsam_export.packs.graphs import Core
 
 Config = dict[str, Any]
 MAX_PIXELS = 1 << 27  # of a photo: 128 million
@@ -23,34 +22,10 @@ TYPES = {"float32": "TYPE_FP32", "int64": "TYPE_INT64", "uint8": "TYPE_UINT8", "
 KINDS = {"tensorrt": "KIND_GPU", "onnxruntime": "KIND_AUTO", "openvino": "KIND_CPU", "python": "KIND_CPU"}
 
 
-@dataclass(frozen=True)
-class Signature:
-    """Inputs and outputs of a graph: name -> (NumPy type, dims; -1 is free)."""
-
-    inputs: Mapping[str, tuple[str, list[int]]]
-    outputs: Mapping[str, tuple[str, list[int]]]
-
-    @classmethod
-    def of(cls, core: Core) -> Signature:
-        """As the file has them."""
-        return cls(
-            *({t.name: described(t) for t in values} for values in (core.model.graph.input, core.model.graph.output))
-        )
-
-    def rows(self) -> Config:
-        """As `config.pbtxt` has them."""
-        return {
-            "input": [row(*item) for item in self.inputs.items()],
-            "output": [row(*i) for i in self.outputs.items()],
-        }
-
-
-def described(tensor: Any) -> tuple[str, list[int]]:
-    """Type and dims of an ONNX value."""
-    from onnx import helper
-
-    kind = helper.tensor_dtype_to_np_dtype(tensor.type.tensor_type.elem_type)
-    return kind.name, [d.dim_value or -1 for d in tensor.type.tensor_type.shape.dim]
+def rows(signature: Signature) -> Config:
+    """Inputs and outputs as `config.pbtxt` has them."""
+    sides = {"input": signature.inputs, "output": signature.outputs}
+    return {side: [row(*item) for item in tensors.items()] for side, tensors in sides.items()}
 
 
 def row(name: str, about: tuple[str, list[int]], **more: Any) -> Config:
@@ -98,7 +73,7 @@ def warm_up(signature: Signature, name: str, dims: Mapping[str, list[int]], batc
 def graph_config(name: str, backend: str, signature: Signature, dims: Mapping[str, list[int]]) -> Config:
     """A model that is one graph or engine, of fixed or free dims, without a batch of its own."""
     threads = parameters(threads=1) if backend == "python" else {}
-    return {**common(name, backend), **signature.rows(), **threads, **warm_up(signature, "zeros", dims)}
+    return {**common(name, backend), **rows(signature), **threads, **warm_up(signature, "zeros", dims)}
 
 
 def encoder_configs(backend: str, signature: Signature, batch: int) -> dict[str, Config]:
@@ -108,7 +83,7 @@ def encoder_configs(backend: str, signature: Signature, batch: int) -> dict[str,
         return {"sam_encoder": {**graph_config("sam_encoder", backend, signature, {}), **extras}}
     one = Signature(*({n: (k, dims[1:]) for n, (k, dims) in v.items()} for v in (signature.inputs, signature.outputs)))
     return {
-        "sam_encoder": {**common("sam_encoder", "python", batch=batch), **one.rows(), **extras},
+        "sam_encoder": {**common("sam_encoder", "python", batch=batch), **rows(one), **extras},
         "sam_encoder_fixed": graph_config("sam_encoder_fixed", backend, signature, {}),
     }
 
@@ -147,7 +122,7 @@ def front_configs(source: Source) -> dict[str, Config]:
     return {
         "sam_preprocess": {
             **common("sam_preprocess", "python"),
-            **Signature({"image": PIXELS}, {"prepared": prepared}).rows(),
+            **rows(Signature({"image": PIXELS}, {"prepared": prepared})),
             **parameters(image_size=size, max_pixels=MAX_PIXELS),
         },
         "sam_embed": {
@@ -155,7 +130,7 @@ def front_configs(source: Source) -> dict[str, Config]:
             "platform": "ensemble",
             "max_batch_size": 0,
             "version_policy": {"latest": {"num_versions": 1}},
-            **Signature({"image": PIXELS}, {"image_embeddings": embedding}).rows(),
+            **rows(Signature({"image": PIXELS}, {"image_embeddings": embedding})),
             "ensemble_scheduling": {"step": steps},
         },
         "sam": {
