@@ -7,7 +7,7 @@ import sys
 import pytest
 import shared_traces
 from tiny_model import save as save_tiny
-from tiny_model import tiny_encoder
+from tiny_model import save_shared, tiny_encoder
 
 
 @pytest.fixture(autouse=True)
@@ -26,12 +26,23 @@ def one_process(monkeypatch):
 @pytest.fixture
 def tiny_model(monkeypatch, tmp_path_factory):
     """Registers the model "tiny" for `--model`; path of its weights."""
+    return registered(monkeypatch, "tiny", "tiny_model:build", save_tiny, tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture
+def shared_model(monkeypatch, tmp_path_factory):
+    """Registers the model "shared", whose encoder is `tiny_encoder`'s; path of its weights."""
+    return registered(monkeypatch, "shared", "tiny_model:build_shared", save_shared, tmp_path_factory.getbasetemp())
+
+
+def registered(monkeypatch, name, architecture, save, folder):
+    """Make a model known by its name; its weights are written once."""
     from structsam_export import models
 
-    monkeypatch.setitem(models.ARCHITECTURES, "tiny", "tiny_model:build")
-    monkeypatch.setitem(models.MODELS, "tiny", models.ModelSpec("tiny", "tiny SAM", "tiny", "sam"))
-    path = tmp_path_factory.getbasetemp() / "tiny.pth"
-    return path if path.exists() else save_tiny(path)
+    monkeypatch.setitem(models.ARCHITECTURES, name, architecture)
+    monkeypatch.setitem(models.MODELS, name, models.ModelSpec(name, f"{name} SAM", name, "sam"))
+    path = folder / f"{name}.pth"
+    return path if path.exists() else save(path)
 
 
 @pytest.fixture

@@ -124,12 +124,6 @@ def run_child(request, out, log):
     sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
     os.chdir(request.get("cwd") or str(Path.cwd()))
     os.environ.update(request.get("environment", {}))
-    if limit := request.get("memory"):
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    for name, limit in request.get("limits", {}).items():
-        if limit == "now":  # nothing more than what is mapped already, and a little
-            limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + (8 << 20)
-        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limit, limit))
     if request.get("exchange") is False:
         from structsam_export import drafts
 
@@ -140,6 +134,12 @@ def run_child(request, out, log):
         kill_at(*request["kill"], request["within"], log)
     from structsam_export import cli
 
+    if limit := request.get("memory"):
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    for name, limit in request.get("limits", {}).items():
+        if limit == "now":  # nothing more than what is mapped already, and a little
+            limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + (8 << 20)
+        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limit, limit))
     sys.argv = ["structsam-export", *request["arguments"]]
     code = 1
     try:

@@ -34,7 +34,7 @@ def changed(change):
 
 def one(name, value):
     """One tensor in place of another."""
-    return changed(lambda state: state | {name: value(state[name])})
+    return changed(lambda state: state | {name: value(state.get(name, torch.zeros(3, 1, 1)))})
 
 
 KEY = "image_encoder.blocks.0.attn.qkv.weight"

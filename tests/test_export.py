@@ -229,13 +229,17 @@ def test_decoder_uses_a_mask_prompt_like_sam(exported):
     }
     got = session.run(["low_res_masks"], feed)[0]
     np.testing.assert_allclose(got[:, 1:], want.numpy(), atol=1e-3)
+    unused = feed | {"has_mask_input": np.zeros(1, np.float32)}
+    plain = session.run(["low_res_masks"], unused)[0]
+    unfilled = session.run(["low_res_masks"], unused | {"mask_input": np.full_like(mask, np.nan)})[0]
+    assert (plain == unfilled).all() and abs(plain - got).max() > 0.1
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case.values())))
-def test_every_method_exports_static_and_exact(case, tiny_model, tmp_path, monkeypatch):
+def test_every_method_exports_static_and_exact(case, shared_model, tmp_path, monkeypatch):
     """Over the registry, on a tiny model, whose MLPs have few rows to cut into portions."""
     monkeypatch.setattr("structsam_export.rewrite.mlp_blocks.ROWS", 8)
-    folder = run_export(tmp_path / "out", model="tiny", checkpoint=str(tiny_model), **case)
+    folder = run_export(tmp_path / "out", model="shared", checkpoint=str(shared_model), **case)
     check_graph(folder, case.get("form", "portable"))
     assert bool(list(folder.glob("*.engine"))) == ("backend" not in case)
 
@@ -351,11 +355,11 @@ LOW = [
 
 
 @pytest.mark.parametrize("case", LOW, ids=lambda case: "-".join(map(str, case.values())))
-def test_low_precision_passes_its_gates_and_builds(case, tiny_model, tmp_path, monkeypatch):
+def test_low_precision_passes_its_gates_and_builds(case, shared_model, tmp_path, monkeypatch):
     """FP16 unless told otherwise. The FP32 graph is validated first, as its reference; then the typed one, rounded."""
     monkeypatch.setattr(latency, "ROUNDS", 1)
     folder, kind = tmp_path / "out", case.get("precision", "fp16")
-    tiny = {"model": "tiny", "checkpoint": str(tiny_model)} if "model" not in case else {}
+    tiny = {"model": "shared", "checkpoint": str(shared_model)} if "model" not in case else {}
     rate = None if case["method"] == "none" else 0.5
     report, _ = export(ExportConfig(**case, **tiny, rate=rate, backend="tensorrt-rtx", target="sm86"), folder)
     assert report["passed"], report["parity"]

@@ -374,7 +374,7 @@ def demo():
 
     loaded = load_model("demo")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("structsam_export.models.load_model", lambda *_: loaded)
+        patch.setattr("structsam_export.models.load_model", lambda *_, **__: loaded)
         yield lambda **options: Job.prepare(ExportConfig(**options))
 
 

@@ -9,8 +9,11 @@ import pytest
 import torch
 from conftest import tiny_encoder
 from graphs import traced
+from tiny_model import OUT
 
+from structsam_export.hosts.segment_anything import decoder_module
 from structsam_export.methods import make_method
+from structsam_export.models import load_model
 from structsam_export.patch import patched
 from structsam_export.rewrite import rewrite
 from structsam_export.trace import decision_names, encoder_with_decisions
@@ -46,3 +49,16 @@ def test_other_opsets(tmp_path, opset):
     want, got, path = computed(tmp_path, "cell", (0, 1, 2), opset)
     np.testing.assert_allclose(got["image_embeddings"], want[0].numpy(), atol=2e-5)
     assert onnx.load(str(path)).opset_import[0].version == opset
+
+
+def test_an_unused_mask_input_is_not_read(tiny_model):
+    """NaN stands for memory that nobody has filled."""
+    decoder = decoder_module(load_model("tiny", tiny_model).sam)
+    prompt = (torch.tensor([[[9.0, 9.0], [0.0, 0.0]]]), torch.tensor([[1, -1]]))
+    embedding, random = torch.randn(1, OUT, 8, 8), torch.randn(1, 1, 32, 32)
+    with torch.no_grad():
+        plain = decoder(embedding, *prompt, torch.zeros_like(random), torch.zeros(1))
+        found = decoder(embedding, *prompt, torch.full_like(random, torch.nan), torch.zeros(1))
+        other = decoder(embedding, *prompt, random, torch.ones(1))
+    assert all(torch.equal(a, b) for a, b in zip(plain, found))
+    assert not torch.allclose(plain[0], other[0])

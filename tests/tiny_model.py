@@ -1,4 +1,4 @@
-"""A whole SAM that is small enough to be exported in seconds: SAM's architecture with random weights."""
+"""Whole SAMs that are small enough to be exported in seconds: SAM's architecture with random weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,48 @@ from functools import partial
 
 import torch
 
-IMAGE, OUT = 96, 8
+IMAGE, PATCH, DIM, OUT = 128, 16, 32, 32
+
+
+def build():
+    """128 px, a grid of 8x8, windows of 3 (so 8 -> 9 with pads), block 1 of three global; width 32 throughout."""
+    from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+
+    grid = IMAGE // PATCH
+    encoder = ImageEncoderViT(
+        img_size=IMAGE,
+        patch_size=PATCH,
+        embed_dim=DIM,
+        depth=3,
+        num_heads=2,
+        mlp_ratio=4,
+        out_chans=OUT,
+        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+        qkv_bias=True,
+        use_rel_pos=True,
+        global_attn_indexes=(1,),
+        window_size=3,
+    )
+    prompts = PromptEncoder(OUT, (grid, grid), (IMAGE, IMAGE), 16)
+    decoder = MaskDecoder(
+        num_multimask_outputs=3,
+        transformer=TwoWayTransformer(depth=2, embedding_dim=OUT, mlp_dim=64, num_heads=2),
+        transformer_dim=OUT,
+        iou_head_depth=3,
+        iou_head_hidden_dim=32,
+    )
+    return Sam(image_encoder=encoder, prompt_encoder=prompts, mask_decoder=decoder)
+
+
+def save(path):
+    """Write random weights, positions included, as a checkpoint."""
+    torch.manual_seed(0)
+    sam = build()
+    for name, p in sam.named_parameters():
+        if "pos" in name:
+            torch.nn.init.normal_(p, std=0.2)
+    torch.save(sam.state_dict(), path)
+    return path
 
 
 def tiny_encoder(image=(80, 80), window=4, depth=3, heads=2, dim=16, patch=16, global_layers=(1,)):
@@ -34,24 +75,24 @@ def tiny_encoder(image=(80, 80), window=4, depth=3, heads=2, dim=16, patch=16, g
     return encoder.eval().requires_grad_(False)
 
 
-def build():
+def build_shared():
     """The encoder of `tiny_encoder` with a grid of 6x6, and a decoder as narrow; weights as PyTorch starts them."""
     from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
-    encoder = tiny_encoder(image=(IMAGE, IMAGE))
-    grid = IMAGE // encoder.patch_embed.proj.kernel_size[0]
-    prompts = PromptEncoder(OUT, (grid, grid), (IMAGE, IMAGE), 16)
+    encoder = tiny_encoder(image=(96, 96))
+    grid = 96 // encoder.patch_embed.proj.kernel_size[0]
+    prompts = PromptEncoder(8, (grid, grid), (96, 96), 16)
     decoder = MaskDecoder(
         num_multimask_outputs=3,
-        transformer=TwoWayTransformer(depth=2, embedding_dim=OUT, mlp_dim=64, num_heads=2),
-        transformer_dim=OUT,
+        transformer=TwoWayTransformer(depth=2, embedding_dim=8, mlp_dim=64, num_heads=2),
+        transformer_dim=8,
         iou_head_depth=3,
         iou_head_hidden_dim=32,
     )
     return Sam(image_encoder=encoder, prompt_encoder=prompts, mask_decoder=decoder)
 
 
-def save(path):
+def save_shared(path):
     """Write it as a checkpoint; its encoder traces like `tiny_encoder`, so that both share the traces of a run."""
-    torch.save(build().state_dict(), path)
+    torch.save(build_shared().state_dict(), path)
     return path

@@ -220,7 +220,8 @@ def decoder_module(sam: Any) -> nn.Module:
             m = self.mask
             sparse = self.sparse(point_coords, point_labels)
             empty = self.prompt.no_mask_embed.weight.reshape(1, -1, 1, 1)
-            dense = has_mask_input * self.prompt.mask_downscaling(mask_input) + (1 - has_mask_input) * empty
+            # Not a product: NaN in a mask input that nobody has filled would pass it.
+            dense = torch.where(has_mask_input > 0, self.prompt.mask_downscaling(mask_input), empty)
             tokens = torch.cat([m.iou_token.weight, m.mask_tokens.weight]).unsqueeze(0)
             tokens = torch.cat([tokens.expand(sparse.shape[0], -1, -1), sparse], 1)
             src = image_embeddings + dense

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from structsam_export.config import ExportConfig
 from structsam_export.console import note, progress
+from structsam_export.job import loaded_for
 
 if TYPE_CHECKING:
     from structsam_export.datasets import Sample
@@ -98,7 +99,6 @@ def compare(
     """
     from structsam_export.evaluate import check_names
     from structsam_export.evaluate.command import opened, tell
-    from structsam_export.job import loaded_for
     from structsam_export.sweep.grid import jobs_of
     from structsam_export.sweep.parallel import predictors_of, workers_for
     from structsam_export.sweep.rows import report_of

@@ -331,7 +331,7 @@ def test_command_prints_a_table(command, tmp_path, monkeypatch):
         (["a.onnx", "nowhere", "--baselines"], 5, "nowhere does not exist"),
         (["a.onnx", "--baselines"], 5, "output folder"),
         (["a.onnx", "--runner", "eager"], 5, "needs an export folder"),
-        (["corrupt.onnx"], 5, "corrupt.onnx cannot be run"),
+        (["corrupt.onnx"], 5, "corrupt.onnx is no ONNX file"),
         (["foreign.onnx"], 5, "its inputs are pixels [1, 3, 96, 96]"),
         (["a.onnx", "--runner", "tensorrt-rtx"], 4, ""),
         (["a.onnx", "--runner", "ort-cuda"], 4, "onnxruntime-gpu"),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from structsam_export.runtime.images import PIXEL_MEAN, PIXEL_STD, Prepared, masks_from_logits, prepare, resized
+from structsam_export.runtime.images import PIXEL_MEAN, PIXEL_STD, Prepared, masks_from_logits, prepare, upscaled
 
 CANVAS = (684, 1024)  # of AnyLabeling and its relatives
 
@@ -92,7 +92,7 @@ def on_canvas(logits: np.ndarray, shape: tuple[int, int], scale: float, size: in
     """Masks (M, H, W) of a photo that was put on the canvas by an affine map (x, y) -> scale * (x, y), linearly."""
     found = []
     for low in logits:
-        canvas = resized(low, (size, size))[: CANVAS[0], : CANVAS[1]]
+        canvas = upscaled(low, size, CANVAS, CANVAS)
         for axis, target in enumerate(shape):
             canvas = sampled(canvas, np.arange(target) * scale, axis)
         found.append(canvas > 0)

@@ -67,7 +67,7 @@ def test_any_command_line_ends_in_a_sentence(server, tmp_path, large, counted):
     furnish(tmp_path)
     before = sorted(str(p) for p in tmp_path.rglob("*"))
     quiet = {"STRUCTSAM_CACHE": str(tmp_path / "cache"), "TORCH_HOME": str(tmp_path / "cache"), "HOME": str(tmp_path)}
-    faults = {"reach": True, "cwd": str(tmp_path), "environment": quiet, "timeout": 60}
+    faults = {"reach": True, "cwd": str(tmp_path), "environment": quiet, "timeout": 300}
 
     @hypothesis.settings(
         max_examples=COUNT if large else FEW,

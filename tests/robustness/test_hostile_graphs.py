@@ -77,7 +77,7 @@ def test_graphs_are_used_or_refused(server, tmp_path, large, counted):
         before = {p.name: p.read_bytes() for p in folder.iterdir()}
         command = next(chosen)
         arguments = [command[0], folder, *command[1:]]
-        code, said, _ = server.run(*arguments, timeout=90, memory=MEMORY)
+        code, said, _ = server.run(*arguments, timeout=300, memory=MEMORY)
         counted("hostile ONNX", code)
         if code == "late" or code < 0:
             suspects.append((name, content, command, code))

@@ -16,7 +16,7 @@ from structsam_export.drafts import put_back
 TRACED = ["encoder.raw.onnx", "decoder.raw.onnx"]
 REWRITTEN = ["encoder.onnx", "decoder.onnx"]
 NEVER = 1000
-DEFAULT = {0: 9, 2: 10, 6: 6}  # case -> its kill by default
+DEFAULT = {0: 5, 2: 10, 6: 6}  # case -> its kill by default
 
 
 def digest(path):

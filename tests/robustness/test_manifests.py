@@ -98,7 +98,7 @@ def test_manifests_are_used_or_refused(server, tiny, tmp_path, large, counted):
         (folder / "manifest.json").write_bytes(text.encode("utf-8", "surrogatepass"))
         command = next(chosen)
         rest = [*command[1:], str(tmp_path / "evaluated")] if command[-1] == "--output" else command[1:]
-        code, said, _ = server.run(command[0], folder, *rest, reach=True, timeout=90, cwd=str(tmp_path))
+        code, said, _ = server.run(command[0], folder, *rest, reach=True, timeout=300, cwd=str(tmp_path))
         counted("manifests", code if REACHED not in said else "reached the work")
         assert code in (0, 2, 4, 5) and "Traceback" not in said, (command, text[:500], said[-3000:])
         assert "\x1b]" not in said
