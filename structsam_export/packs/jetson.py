@@ -42,7 +42,7 @@ class Jetson(Pack):
 
     NAME = "jetson"
     TITLE = "encoder.onnx, decoder.onnx, build.sh, check.py, measure.sh, reference.npz"
-    CLIENTS = "TensorRT on Jetson"
+    CLIENTS = "programs with TensorRT on Jetson"
     RUNTIME = "TensorRT"
     LIMITS = Limits(
         sizes=None,

@@ -36,7 +36,7 @@ class Triton(Pack):
 
     NAME = "triton"
     TITLE = "models/ (sam, sam_embed, sam_encoder, sam_decoder, sam_preprocess), client.py"
-    CLIENTS = "Triton Inference Server, KServe"
+    CLIENTS = "clients of Triton Inference Server"
     RUNTIME = "ONNX Runtime in Triton"
     LIMITS = Limits(sizes=None, precisions=("fp32", "fp16", "bf16"), batches=True)
     OPTIONS: ClassVar[Mapping[str, Option]] = {
