@@ -97,7 +97,7 @@ class Jetson(Pack):
         return {"target": self.options["target"], "tensorrt": self.target.tensorrt, "gates": gates, "photos": PHOTOS}
 
 
-def reference(source: Source) -> dict[str, np.ndarray]:
+def reference(source: Source) -> dict[str, Any]:
     """Inputs and outputs of the export in FP32, on ONNX Runtime: `image.i`, `embedding.i`, ... of photo i."""
     from structsam_export.backends import backend
     from structsam_export.runtime.decoding import decoder_feed
@@ -105,7 +105,8 @@ def reference(source: Source) -> dict[str, np.ndarray]:
     from structsam_export.runtime.photos import bundled_photos
     from structsam_export.runtime.prompts import prompt_arrays
 
-    ort, folder, found = backend("onnxruntime"), source.folder, {}
+    ort, folder = backend("onnxruntime"), source.folder
+    found: dict[str, Any] = {}
     encoder, decoder = folder.fp32_encoder(), folder.onnx("decoder")
     with ort.runner(encoder, "reference encoder") as encode, ort.runner(decoder, "reference decoder") as decode:
         for i, photo in enumerate(bundled_photos(PHOTOS)):

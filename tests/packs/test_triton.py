@@ -258,7 +258,7 @@ def test_requests_share_a_batch_and_get_their_own_part(served):
         ({"point_coords": np.float32([[[3, 1]]]), "point_labels": np.array([[7]])}, "A label is"),
         ({"point_coords": np.zeros((1, 10**6, 2), np.float32), "point_labels": np.ones((1, 10**6))}, "1 to 14 points"),
         ({"boxes": np.zeros((10**6, 4), np.float32)}, "too many masks"),
-        ({"boxes": np.zeros((0, 4), np.float32)}, "empty"),
+        ({"boxes": np.zeros((0, 4), np.float32)}, "boxes have shape (0, 4)"),
         ({"boxes": np.zeros((1, 4), np.float32), "image": np.zeros((0, 5, 3), np.uint8)}, "An image is uint8"),
     ],
 )

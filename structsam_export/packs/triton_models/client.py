@@ -6,6 +6,7 @@ Needs: pip install 'tritonclient[all]' numpy pillow
 from __future__ import annotations
 
 import argparse
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -44,13 +45,9 @@ def feeds(asked: Any) -> dict[str, Any]:
 def main() -> None:
     """Ask for three masks, keep the one that the model thinks best of."""
     asked = parsed()
-    protocol: Any
-    if asked.grpc:
-        import tritonclient.grpc as protocol
-    else:
-        import tritonclient.http as protocol
     from tritonclient.utils import np_to_triton_dtype
 
+    protocol: Any = import_module(f"tritonclient.{'grpc' if asked.grpc else 'http'}")
     client = protocol.InferenceServerClient(asked.url or f"localhost:{8001 if asked.grpc else 8000}")
     inputs = []
     for name, values in feeds(asked).items():
