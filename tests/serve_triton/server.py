@@ -113,7 +113,9 @@ def running(models, tmp_path):
     variables = {
         **{k: v for k, v in os.environ.items() if k not in ("COV_CORE_SOURCE", "PYTHONPATH")},
         "LD_LIBRARY_PATH": ":".join(libraries),
-        "PYTHONPATH": str(packages),
+        # The stub's interpreter takes the packages of the first python3 on the path, and reads no PYTHONPATH.
+        "PATH": f"{python.parent}:{os.environ['PATH']}",
+        "VIRTUAL_ENV": str(python.parents[1]),
     }
     log = tmp_path / "server.log"
     with log.open("w") as out:
@@ -122,7 +124,7 @@ def running(models, tmp_path):
     try:
         end = time.monotonic() + READY
         while server.get("/v2/health/ready") != 200:
-            assert process.poll() is None, log.read_text()[-4000:]
+            assert process.poll() is None and "failed to load" not in log.read_text(), log.read_text()[-4000:]
             assert time.monotonic() < end, log.read_text()[-4000:]
             time.sleep(0.5)
         yield server
