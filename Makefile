@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-clients test-robustness accuracy clean
+.PHONY: demo test test-all test-clients test-triton test-robustness accuracy clean
 
 demo: $(VENV)/.demo
 	$(BIN)/structsam-export --method structsam --rate 0.5 --backend tensorrt-rtx --target sm86,sm89 --force
@@ -25,6 +25,10 @@ test-all: $(VENV)/.test
 # Other people's programs on our packs, in environments of their own (about 2 GB, in $STRUCTSAM_CLIENTS).
 test-clients: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m clients -rs tests/clients
+
+# A real Triton server on our pack, in an environment of its own (about 500 MB, in $STRUCTSAM_TRITON).
+test-triton: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m triton -rs tests/serve_triton
 
 test-robustness: $(VENV)/.test
 	ROBUSTNESS=large OMP_NUM_THREADS=1 $(BIN)/pytest --timeout 0 tests/robustness tests/test_supervise.py

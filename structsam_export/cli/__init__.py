@@ -1,6 +1,7 @@
 """The command line: parse, one library call, print. Results go to stdout, everything else to stderr.
 
-One module for each idea: `stages`, `speed`, `quality`, `masks`, `lists`; `options` and `show` are common to them.
+One module for each idea: `stages`, `parity`, `speed`, `quality`, `masks`, `packs`, `lists`; `options` and `show` are
+common to them.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from structsam_export.cli.endings import check_streams, ended, unbroken
 from structsam_export.cli.lists import doctor, methods
 from structsam_export.cli.masks import predict
 from structsam_export.cli.packs import pack
+from structsam_export.cli.parity import validate
 from structsam_export.cli.quality import evaluate, sweep
 from structsam_export.cli.speed import bench
-from structsam_export.cli.stages import build, export, rewrite, trace, validate
+from structsam_export.cli.stages import build, export, rewrite, trace
 from structsam_export.console import interrupt
 
 

@@ -95,22 +95,3 @@ def build(folder: Path, backend: str, target: str) -> None:
 
     for engine in build_folder(folder, backend, target).manifest.engines:
         echo(folder / engine.file)
-
-
-@click.command(cls=Command)
-@folder_argument
-@image_option
-@click.option("--checkpoint", metavar="PATH", help="Where the weights are now. Default: where they were.")
-@json_option
-def validate(folder: Path, images: tuple[str, ...], checkpoint: str | None, as_json: bool) -> None:
-    """Compare FOLDER's stages again.
-
-    Stage validate only; it writes the report anew.
-
-    \b
-    Example:
-      structsam-export validate engines/mine --image photo.jpg
-    """
-    from structsam_export.pipeline import validate_folder
-
-    show_report(validate_folder(folder, images, checkpoint), folder, as_json)

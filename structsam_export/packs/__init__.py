@@ -23,6 +23,8 @@ PACKS = {
     "hf": "structsam_export.packs.hf:HuggingFace",
     "nanosam": "structsam_export.packs.nanosam:NanoSAM",
     "isaac-ros": "structsam_export.packs.isaac_ros:IsaacROS",
+    "triton": "structsam_export.packs.triton:Triton",
+    "jetson": "structsam_export.packs.jetson:Jetson",
 }
 MANIFEST = "pack.json"
 SCHEMA = 1

@@ -113,6 +113,7 @@ class Limits:
         precisions: of encoders that its runtime has kernels for.
         forms: of graphs that its runtime reads.
         why_form: the reason for forms left out.
+        batches: whether it takes encoders of several images a call.
     """
 
     sizes: tuple[int, ...] | None = (1024,)
@@ -120,6 +121,7 @@ class Limits:
     precisions: tuple[str, ...] = ("fp32", "fp16")
     forms: tuple[str, ...] = ("portable", "attention", "ort-cpu", "openvino")
     why_form: str = ""
+    batches: bool = False
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,7 @@ class Pack(ABC):
             return (
                 f"{who} encode an image once, before any prompt; this encoder takes one. Export without --prompt-aware."
             )
-        if config.batch != 1:
+        if config.batch != 1 and not limits.batches:
             return f"{who} send one image a call; this encoder takes {config.batch}. Export with --batch 1."
         if source.folder.manifest.model.get("preprocessing", "sam") != "sam":
             why = f"{who} pad photos and normalise them as SAM does; MedSAM stretches and scales them."
@@ -192,13 +194,18 @@ class Pack(ABC):
 
     def readme(self, source: Source, folder: str) -> str:
         """The pack's page, in Markdown; `folder` is what the pack's folder will be called."""
+        return self.page(f"{self.NAME}.md.j2", source, folder, "readme")
+
+    def page(self, template: str, source: Source, folder: str, place: str) -> str:
+        """A filled template of `packs/<place>`."""
         from jinja2 import Environment, PackageLoader, StrictUndefined
 
-        loader = PackageLoader("structsam_export.packs", "readme")
         environment = Environment(
-            loader=loader, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+            loader=PackageLoader("structsam_export.packs", place),
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            keep_trailing_newline=True,
         )
-        template = environment.get_template(f"{self.NAME}.md.j2")
-        return template.render(
+        return environment.get_template(template).render(
             pack=self, source=source, folder=folder, config=source.folder.config, option=self.options
         )

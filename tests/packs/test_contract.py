@@ -63,8 +63,9 @@ def test_what_a_program_cannot_run_is_refused_with_the_reason(name, make_export,
     config = folder.config
     cases = {
         "--prompt-aware": replace(config, method="structsam", prompt_aware=True),
-        "--batch 1": replace(config, batch=2),
     }
+    if not pack_class(name).LIMITS.batches:
+        cases["--batch 1"] = replace(config, batch=2)
     if "bf16" not in pack_class(name).LIMITS.precisions:
         cases["BF16"] = replace(config, precision="bf16")
     if "ort-cpu" not in pack_class(name).LIMITS.forms:
