@@ -109,7 +109,7 @@ class API:
     async def models(self, request: Request) -> Response:
         """Exports as X-AnyLabeling lists models."""
         widgets = [{"name": name, "value": None} for name in WIDGETS]
-        found = {
+        found: dict[str, Any] = {
             name: {"display_name": name, "widgets": widgets, "params": {}, "batch_processing_mode": None}
             for name in self.segmenter.exports
         }

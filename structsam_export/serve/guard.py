@@ -41,7 +41,7 @@ ALWAYS = {
     "Cross-Origin-Embedder-Policy": "require-corp",
     "Cache-Control": "no-store",
 }
-OPEN = ("/", "/healthz")  # the page and its files are no secret
+METHODS = ("GET", "HEAD", "POST", "OPTIONS")
 
 
 class Guard:
@@ -75,14 +75,21 @@ class Guard:
             else:
                 await self.app(scope, receive, answer)
         finally:
-            seconds = time.perf_counter() - began
-            # The route, not the path: what a client writes there is its own business.
-            route = getattr(scope.get("route"), "path", "other") or "page"
-            self.metrics.count(route, status, seconds)
-            level = logging.INFO if status < 500 else logging.ERROR
-            method = scope["method"] if scope["method"] in ("GET", "HEAD", "POST", "OPTIONS") else "other"
-            fields = {"method": method, "route": route, "status": status, "ms": round(1000 * seconds, 1), "bytes": size}
-            log("request", level, id=request_id, **fields)
+            self._record(scope, status, size, time.perf_counter() - began)
+
+    def _record(self, scope: Scope, status: int, size: int, seconds: float) -> None:
+        # The route, not the path: what a client writes there is its own business.
+        route = getattr(scope.get("route"), "path", "other") or "page"
+        self.metrics.count(route, status, seconds)
+        fields: dict[str, Any] = {
+            "id": scope["request_id"],
+            "method": scope["method"] if scope["method"] in METHODS else "other",
+            "route": route,
+            "status": status,
+            "ms": round(1000 * seconds, 1),
+            "bytes": size,
+        }
+        log("request", logging.INFO if status < 500 else logging.ERROR, **fields)
 
     def _complete(self, headers: MutableHeaders, request_id: str, allowed: str | None) -> None:
         for name, value in ALWAYS.items():
@@ -122,6 +129,7 @@ class Guard:
 
 
 def _needs_token(scope: Scope) -> bool:
+    """The page and its files are no secret, and neither is whether the server lives."""
     path, preflight = scope["path"], scope["method"] == "OPTIONS"
     return not preflight and (path.startswith("/v1/") or path in ("/metrics", "/openapi.json"))
 

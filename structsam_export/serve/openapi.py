@@ -56,14 +56,14 @@ def document() -> dict[str, Any]:
 def _answers() -> dict[str, Any]:
     masks = {"type": "array", "items": {"$ref": REF + "Mask"}}
     embedded = {**HEAD, "cached": {"type": "boolean"}, "embed_ms": NUMBER}
-    forms = {
+    forms: dict[str, dict[str, Any]] = {
         "Failure": {"error": TEXT},
         "Embedded": embedded,
         "Predicted": {**embedded, "masks": masks, "decode_ms": NUMBER},
         "Everything": {**HEAD, "masks": masks, "decode_ms": NUMBER},
     }
     mask = {**MASK, "low_res": TEXT, "stability": NUMBER, "point": {"type": "array", "items": NUMBER}}
-    made = {name: {"type": "object", "properties": of, "required": list(of)} for name, of in forms.items()}
+    made = {name: {"type": "object", "properties": of, "required": [*of]} for name, of in forms.items()}
     return {**made, "Mask": {"type": "object", "properties": mask, "required": ["score", "area", "bbox"]}}
 
 

@@ -79,7 +79,7 @@ class RemoteRequest(BaseModel):
 
     model: str
     image: str = Field(min_length=1, description="A data URI, or base64.")
-    params: RemoteParameters = Field(default_factory=RemoteParameters)
+    params: RemoteParameters = Field(default_factory=lambda: RemoteParameters())
 
 
 class Form(BaseModel):

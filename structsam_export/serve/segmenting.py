@@ -23,6 +23,7 @@ from structsam_export.serve.refusals import Refused
 from structsam_export.serve.requests import EverythingRequest, Mark, PredictRequest, RemoteRequest
 from structsam_export.serve.settings import Settings
 
+Masks = tuple[np.ndarray, np.ndarray, np.ndarray]
 LABEL = "AUTOLABEL_OBJECT"  # X-AnyLabeling asks its user for the name of such shapes
 
 
@@ -121,14 +122,12 @@ class Segmenter:
             rows = [{**row, "low_res": floats_as_text(plane[None])} for row, plane in zip(rows, low)]
         return {**self.head(served, one, job), "masks": rows, "decode_ms": _ms(decoded)}
 
-    def _predict(
-        self, served: Served, embedded: EmbeddedImage, asked: PredictRequest
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _predict(self, served: Served, embedded: EmbeddedImage, asked: PredictRequest) -> Masks:
         points = None if asked.points is None else np.array(asked.points, float).reshape(-1, 2)
         labels = None if asked.labels is None else np.array(asked.labels, float)
         if points is not None and labels is None:
             labels = np.ones(len(points))
-        return served.predictor.predict(
+        found: Masks = served.predictor.predict(
             points,
             labels,
             None if asked.box is None else np.array(asked.box),
@@ -136,6 +135,7 @@ class Segmenter:
             asked.multimask,
             embedding=embedded,
         )
+        return found
 
     def _mask_input(self, served: Served, text: str | None) -> np.ndarray | None:
         if text is None:
@@ -239,7 +239,7 @@ def _prompt_of(marks: list[Mark]) -> dict[str, Any] | None:
 def _bytes_of(one: EmbeddedImage) -> int:
     """What an embedding holds, that of its last prompt included."""
     arrays = [array for array in (one.features, one.prepared) if array is not None]
-    largest = sum(array.nbytes for array in arrays)
+    largest: int = sum(array.nbytes for array in arrays)
     if one.features is None:
         h, w = one.model.low_res_shape
         largest += 4 * 256 * (h // 4) * (w // 4)

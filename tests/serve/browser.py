@@ -88,9 +88,7 @@ class Tab:
         return value
 
     def visit(self, url, width=1280, height=900, touch=False):
-        self.send(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=touch
-        )
+        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=touch)
         self.send("Emulation.setTouchEmulationEnabled", enabled=touch)
         self.errors.clear()
         self.send("Page.navigate", url=url)

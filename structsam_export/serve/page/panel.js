@@ -3,7 +3,8 @@
 import * as api from "./api.js";
 import { overlap, painted, sampled } from "./masks.js";
 
-const LARGEST = 1600; // pixels of a canvas' longer side; masks of larger photos are shown sampled, and kept whole
+// Pixels of a canvas' longer side: small photos are enlarged, and masks of large ones are shown sampled, but kept whole.
+const SMALLEST = 1000, LARGEST = 1600;
 
 export class Panel {
   constructor(about) {
@@ -22,10 +23,11 @@ export class Panel {
   // A new photo: sends it, unless the server has it.
   async open(photo, file) {
     this.stop();
-    const scale = Math.min(1, LARGEST / Math.max(photo.width, photo.height));
+    const side = Math.max(photo.width, photo.height), scale = Math.min(LARGEST, Math.max(SMALLEST, side)) / side;
     this.photo = photo;
     this.canvas.width = Math.max(1, Math.round(photo.width * scale));
     this.canvas.height = Math.max(1, Math.round(photo.height * scale));
+    this.canvas.style.setProperty("--ratio", String(this.canvas.width / this.canvas.height));
     this.masks = [];
     this.layer = null;
     this.image = null;
