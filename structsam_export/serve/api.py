@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from structsam_export import __version__
 from structsam_export.errors import StructSAMError
-from structsam_export.reading import is_out_of_memory
 from structsam_export.serve import openapi
 from structsam_export.serve.answers import npy
 from structsam_export.serve.guard import refusal
 from structsam_export.serve.line import Job, Line
-from structsam_export.serve.logs import log
 from structsam_export.serve.metrics import Metrics
 from structsam_export.serve.refusals import Gone, Refused, busy, refusal_of
 from structsam_export.serve.requests import EverythingRequest, Form, PredictRequest, RemoteRequest, parsed
@@ -27,6 +25,7 @@ from structsam_export.serve.segmenting import Segmenter
 from structsam_export.serve.settings import Settings
 
 T = TypeVar("T")
+TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 GONE = 499  # as nginx logs a client that left
 # What X-AnyLabeling shows for a model that takes points and rectangles.
 WIDGETS = ("button_add_point", "button_remove_point", "button_add_rect", "button_clear", "button_finish_object")
@@ -61,6 +60,8 @@ class API:
             Route("/healthz", self.health, methods=["GET"]),
             Route("/metrics", self.figures, methods=["GET"]),
             Route("/openapi.json", self.openapi, methods=["GET"]),
+            Route("/", page, name="page"),
+            Route("/{file}", page, name="page"),
         ]
 
     # ---- Questions about pictures
@@ -185,10 +186,25 @@ async def _received(request: Request, most: int, too_large: Refused) -> bytes:
     return b"".join(parts)
 
 
-async def gone(request: Request) -> None:
-    """Ends when the client has left."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+def gone(request: Request) -> Callable[[], Awaitable[None]]:
+    """A function that ends when the client has left; the body has been received before."""
+
+    async def left() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    return left
+
+
+PAGE = {path.name: path for path in Path(__file__).with_name("page").iterdir()}
+
+
+async def page(request: Request) -> Response:
+    """A file of the page; there are no others."""
+    path = PAGE.get(request.path_params.get("file", "index.html"))
+    if path is None:
+        raise HTTPException(404)
+    return FileResponse(path, media_type=TYPES[path.suffix])
 
 
 # ---- What goes wrong
@@ -213,15 +229,12 @@ def unknown(request: Request, error: Exception) -> Response:
 
 
 def failed(request: Request, error: Exception) -> Response:
-    """Errors of ours as answers; bugs and the server's own trouble are logged, and told without details."""
-    found = refusal_of(error) if isinstance(error, StructSAMError) else None
-    if found is not None:
-        return refusal(found)
-    name = request.scope.get("request_id")
-    log("failed", logging.ERROR, error, id=name)
-    if is_out_of_memory(error):
-        return refusal(Refused(503, "There is not enough memory for this now.", {"Retry-After": "10"}))
-    return refusal(Refused(500, f"The server failed; its log tells why, at request {name}."))
+    """Errors of ours as answers; those that no client causes are the server's own trouble."""
+    assert isinstance(error, StructSAMError)
+    found = refusal_of(error)
+    if found is None:
+        raise error
+    return refusal(found)
 
 
 HANDLERS: dict[Any, Callable[[Request, Exception], Response]] = {

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.routing import Mount
-from starlette.staticfiles import StaticFiles
 
-from structsam_export.serve.api import API, HANDLERS, failed
+from structsam_export.serve.api import API, HANDLERS
 from structsam_export.serve.exports import Served
 from structsam_export.serve.guard import Guard
 from structsam_export.serve.line import Line
@@ -20,7 +17,6 @@ from structsam_export.serve.metrics import Metrics
 from structsam_export.serve.segmenting import Segmenter
 from structsam_export.serve.settings import Settings
 
-PAGE = Path(__file__).with_name("page")
 PER_EVERYTHING = 4  # clicks that may wait for each request of everything that may
 
 
@@ -48,12 +44,6 @@ def application(exports: Mapping[str, Served], settings: Settings) -> Starlette:
             expose_headers=["Retry-After", "X-Request-Id"],
         ),
     ]
-    page = Mount("/", StaticFiles(directory=PAGE, html=True), name="page")
-    app = Starlette(
-        routes=[*api.routes(), page],
-        middleware=before,
-        exception_handlers={**HANDLERS, Exception: failed},
-        lifespan=living,
-    )
+    app = Starlette(routes=api.routes(), middleware=before, exception_handlers=HANDLERS, lifespan=living)
     app.state.api = api
     return app

@@ -14,6 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from structsam_export.reading import is_out_of_memory
 from structsam_export.serve.logs import log
 from structsam_export.serve.metrics import Metrics
 from structsam_export.serve.refusals import Refused
@@ -74,6 +75,8 @@ class Guard:
                 await refusal(refused)(scope, receive, answer)
             else:
                 await self.app(scope, receive, answer)
+        except Exception as error:
+            await failure(error, request_id)(scope, receive, answer)
         finally:
             self._record(scope, status, size, time.perf_counter() - began)
 
@@ -139,6 +142,14 @@ def _hostname(host: str) -> str:
         return (urlsplit(f"//{host}").hostname or "").lower()
     except ValueError:
         return ""
+
+
+def failure(error: Exception, request_id: str) -> JSONResponse:
+    """The answer where the server is at fault: its log has the details, under the request's number."""
+    log("failed", logging.ERROR, error, id=request_id)
+    if is_out_of_memory(error):
+        return refusal(Refused(503, "There is not enough memory for this now.", {"Retry-After": "10"}))
+    return refusal(Refused(500, f"The server failed; its log tells why, at request {request_id}."))
 
 
 def refusal(refused: Refused) -> JSONResponse:

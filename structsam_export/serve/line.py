@@ -50,8 +50,8 @@ class Line:
         self.mean = TYPICAL
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix=name)
 
-    async def run(self, work: Callable[[Job], T], gone: Awaitable[None]) -> T:
-        """Do some work in a thread; it is stopped when `gone` comes first.
+    async def run(self, work: Callable[[Job], T], gone: Callable[[], Awaitable[None]]) -> T:
+        """Do some work in a thread; it is stopped when `gone()` ends first.
 
         Raises:
             Refused: the line is full (429), or the work took too long (503).
@@ -67,9 +67,9 @@ class Line:
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._leave))
         return await self._ended(future, job, gone)
 
-    async def _ended(self, future: Future[T], job: Job, gone: Awaitable[None]) -> T:
+    async def _ended(self, future: Future[T], job: Job, gone: Callable[[], Awaitable[None]]) -> T:
         result = asyncio.wrap_future(future)
-        leaving = asyncio.ensure_future(gone)
+        leaving = asyncio.ensure_future(gone())
         try:
             await asyncio.wait((result, leaving), timeout=self.timeout, return_when=asyncio.FIRST_COMPLETED)
             if result.done():

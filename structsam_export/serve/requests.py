@@ -69,7 +69,7 @@ class RemoteParameters(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     marks: list[Mark] = Field(default_factory=list, max_length=MANY)
-    epsilon_factor: Share = Field(0.001, description="How far a polygon may be off, as a share of its length.")
+    epsilon_factor: Share = Field(default=0.001, description="How far a polygon may be off, as a share of its length.")
 
 
 class RemoteRequest(BaseModel):

@@ -123,8 +123,8 @@ class Segmenter:
         return {**self.head(served, one, job), "masks": rows, "decode_ms": _ms(decoded)}
 
     def _predict(self, served: Served, embedded: EmbeddedImage, asked: PredictRequest) -> Masks:
-        points = None if asked.points is None else np.array(asked.points, float).reshape(-1, 2)
-        labels = None if asked.labels is None else np.array(asked.labels, float)
+        points = np.array(asked.points, float) if asked.points else None
+        labels = np.array(asked.labels, float) if asked.labels else None
         if points is not None and labels is None:
             labels = np.ones(len(points))
         found: Masks = served.predictor.predict(

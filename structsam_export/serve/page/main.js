@@ -6,7 +6,7 @@ import { watchPointer } from "./pointer.js";
 import { savedMask } from "./save.js";
 
 const at = (id) => document.getElementById(id);
-const state = { panels: [], photo: null, name: "", steps: [], drawn: null, cross: null, limits: {}, mode: "clicks" };
+const state = { panels: [], photo: null, name: "", steps: [], drawn: null, cross: null, limits: {}, mode: "clicks", asking: 0 };
 
 function say(text, wrong = false) {
   at("status").textContent = text;
@@ -57,9 +57,11 @@ async function update() {
 
 // Every shown panel does something; each is drawn as soon as it is done.
 async function all(work) {
+  state.asking += 1;
   const results = await Promise.allSettled(shown().map(async (panel) => { await work(panel); draw(); }));
   const wrong = results.find((result) => result.status === "rejected" && result.reason.name !== "AbortError");
   if (wrong) failed(wrong.reason); else if (results.every((r) => r.status === "fulfilled")) say(state.name);
+  state.asking -= 1;
   draw();
 }
 
@@ -196,6 +198,9 @@ async function start() {
 }
 
 const found = () => state.panels.map((panel) => `${panel.about.name} (${panel.title}, ${panel.about.backend})`).join(" beside ");
+
+// For whoever drives the page from outside, such as its tests.
+window.structsam = Object.assign(state, { idle: () => state.asking === 0 });
 
 listen();
 start();
