@@ -22,11 +22,15 @@ class Running:
     url: str
     process: subprocess.Popen
     log: Path
-    temporary: Path
+    kept: str | None = None
+
+    def text(self):
+        """Its log, also after its end."""
+        return self.log.read_text() if self.kept is None else self.kept
 
     def lines(self, event=None):
-        """What it logged."""
-        found = [json.loads(line) for line in self.log.read_text().splitlines()]
+        """What it logged, each line a JSON object."""
+        found = [json.loads(line) for line in self.text().splitlines()]
         return [line for line in found if event in (None, line["event"])]
 
     def worker(self):
@@ -54,7 +58,9 @@ def server(*arguments, environment=()):
             try:
                 line = p.stdout.readline().decode()
                 assert "http" in line, log.read_text()
-                yield Running(line.rsplit(" ", 1)[1].strip(), p, log, temporary)
+                running = Running(line.rsplit(" ", 1)[1].strip(), p, log)
+                yield running
+                running.kept = log.read_text()
             finally:
                 if p.poll() is None:
                     p.send_signal(signal.SIGTERM)

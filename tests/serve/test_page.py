@@ -130,6 +130,17 @@ def test_clicks_and_boxes_are_the_predictors(photo, folders):
     shot(tab, "box")
 
 
+def test_a_click_waits_for_the_embedding(tab, folders):
+    tab.choose("#file", PHOTOS / "coffee.jpg")
+    tab.until("document.querySelector('canvas').clientWidth > 0 && !document.getElementById('panels').hidden")
+    tab.choose("#file", PHOTO)  # and another photo takes the place of one that is being sent
+    tab.until(f"{STATUS}.includes('coins')")
+    tab.mouse(place(tab, 45, 55))
+    tab.until(said("mask in"))
+    tab.until("window.structsam.idle()")
+    check(tab, folders, point_coords=np.array([[45, 55]]), point_labels=np.array([1]))
+
+
 def test_a_dropped_photo_is_opened(tab):
     text = base64.b64encode(PHOTO.read_bytes()).decode()
     tab.run(f"""(() => {{
@@ -220,7 +231,7 @@ def test_a_token_is_asked_for(folders, chromium):
         tab.run(f"document.getElementById('token').value = '{token}'")
         tab.run("document.getElementById('unlock').requestSubmit()")
         tab.until(f"{STATUS}.startsWith('Ready')")
-        assert token not in one.log.read_text()
+        assert token not in one.text()
 
 
 def shot(tab, name):

@@ -20,9 +20,11 @@ export class Panel {
     this.title = about.method === "none" ? "dense" : `${about.method} ${about.rate ?? ""}`.trim();
   }
 
-  // A new photo: sends it, unless the server has it.
+  // A new photo, sent at once; questions wait until the server has it.
   async open(photo, file) {
     this.stop();
+    this.sending?.abort();
+    this.sending = new AbortController();
     const side = Math.max(photo.width, photo.height), scale = Math.min(LARGEST, Math.max(SMALLEST, side)) / side;
     this.photo = photo;
     this.canvas.width = Math.max(1, Math.round(photo.width * scale));
@@ -30,19 +32,17 @@ export class Panel {
     this.canvas.style.setProperty("--ratio", String(this.canvas.width / this.canvas.height));
     this.masks = [];
     this.layer = null;
-    this.image = null;
     this.file = file;
     this.say("embedding …");
-    const found = await api.embed(this.about.name, file, this.begin());
-    this.image = found.image;
-    this.size = [found.width, found.height];
+    this.opening = api.embed(this.about.name, file, this.sending.signal);
+    const found = await this.opening;
     this.say(`embedded in ${ms(found.embed_ms)}${found.cached ? " (kept from before)" : ""}`);
   }
 
   // Masks for a prompt; resolves to whether they are there.
   async predict(prompt) {
     const began = performance.now();
-    const found = await this.asked((signal) => api.predict({ image: this.image, export: this.about.name, ...prompt }, signal));
+    const found = await this.asked(api.predict, prompt);
     this.show(found.masks);
     const guess = found.masks[0].score.toFixed(2);
     this.say(`mask in ${ms(performance.now() - began)} (decoder ${ms(found.decode_ms)}), guessed IoU ${guess}`);
@@ -51,21 +51,23 @@ export class Panel {
   async everything(options) {
     this.say("segmenting everything …");
     const began = performance.now();
-    const found = await this.asked((signal) => api.everything({ image: this.image, export: this.about.name, ...options }, signal));
+    const found = await this.asked(api.everything, options);
     const order = [...found.masks].sort((a, b) => b.area - a.area);
     this.show(order);
     this.say(`${order.length} object${order.length === 1 ? "" : "s"} in ${ms(performance.now() - began)}`);
   }
 
-  // Asks with the picture's name; a server that has dropped it gets it again.
-  async asked(ask) {
-    const signal = this.begin();
+  // Asks with the picture's name, the latest question only; a server that has dropped the picture gets it again.
+  async asked(question, about) {
+    const signal = this.begin(), export_ = this.about.name;
+    const { image } = await this.opening;
+    signal.throwIfAborted();
     try {
-      return await ask(signal);
+      return await question({ image, export: export_, ...about }, signal);
     } catch (error) {
-      if (error.status !== 404 || !this.file) throw error;
-      await api.embed(this.about.name, this.file, signal);
-      return ask(signal);
+      if (error.status !== 404) throw error;
+      await api.embed(export_, this.file, signal);
+      return question({ image, export: export_, ...about }, signal);
     }
   }
 
