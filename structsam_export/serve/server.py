@@ -8,6 +8,7 @@ import socket
 from collections.abc import Mapping
 from typing import Any
 
+import h11
 import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -24,18 +25,31 @@ MARGIN = 5  # seconds after the last request's time is over
 
 
 class Protocol(H11Protocol):
-    """uvicorn's, which leaves a client that has connected and says nothing: it waits for the first request for ever."""
+    """uvicorn's, which waits for ever for the head of a request; this one leaves clients that are late with it."""
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._head = self.loop.call_later(HEAD_SECONDS, self._silent)
+        self._head: asyncio.TimerHandle | None = self.loop.call_later(HEAD_SECONDS, self._late)
 
-    def _silent(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        waiting = self.conn.their_state is h11.IDLE
+        if waiting and self._head is None:  # the first bytes of a head, not all of it
+            self._head = self.loop.call_later(HEAD_SECONDS, self._late)
+        elif not waiting:
+            self._forget()
+
+    def _late(self) -> None:
+        if not self.transport.is_closing():
             self.transport.close()
 
+    def _forget(self) -> None:
+        if self._head is not None:
+            self._head.cancel()
+            self._head = None
+
     def connection_lost(self, exc: Exception | None) -> None:
-        self._head.cancel()
+        self._forget()
         super().connection_lost(exc)
 
 
