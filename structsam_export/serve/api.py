@@ -75,7 +75,7 @@ class API:
         data = await self.body(request)
 
         def work(job: Job) -> Response:
-            one = self.segmenter.embed(served, data, job)
+            one = self.segmenter.embed(served, data)
             if form == "json":
                 return JSONResponse(self.segmenter.head(served, one, job))
             if one.embedded.features is None:

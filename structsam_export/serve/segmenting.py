@@ -61,8 +61,8 @@ class Segmenter:
             raise Refused(404, f"There is no export '{shortened(name)}'. Here are: {', '.join(self.exports)}.")
         return self.exports[name]
 
-    def embed(self, served: Served, data: bytes, job: Job) -> Embedding:
-        """Embed a picture's file, and keep both.
+    def embed(self, served: Served, data: bytes) -> Embedding:
+        """Embed a picture's file, and keep both. It is not stopped when its client leaves: others may wait for it.
 
         Raises:
             Refused: see `pictures.read`.
@@ -71,25 +71,24 @@ class Segmenter:
 
         def make() -> EmbeddedImage:
             pixels = pictures.read(data, self.settings.pixels)
-            job.check()
             return served.predictor.embed([pixels])[0]
 
         found, cached = self.embeddings.made((served.name, name), make)
         self.files.put(name, data)
         return Embedding(name, found, cached, time.perf_counter() - began)
 
-    def found(self, served: Served, image: str, job: Job) -> Embedding:
+    def found(self, served: Served, image: str) -> Embedding:
         """The embedding of what a request calls `image`: a name, or a file in base64.
 
         Raises:
             Refused: the name is not known (any more), or as `embed`.
         """
         if not pictures.is_id(image):
-            return self.embed(served, pictures.from_text(image), job)
+            return self.embed(served, pictures.from_text(image))
         if (kept := self.embeddings.get((served.name, image))) is not None:
             self.embeddings.hits += 1
             return Embedding(image, kept, True, 0.0)
-        return self.embed(served, self.file(image), job)
+        return self.embed(served, self.file(image))
 
     def file(self, image: str) -> bytes:
         """The file of what a request calls `image`.
@@ -112,7 +111,7 @@ class Segmenter:
         """
         served = self.export(asked.export)
         self._check_points(len(asked.points or ()))
-        one = self.found(served, asked.image, job)
+        one = self.found(served, asked.image)
         job.check()
         began = time.perf_counter()
         masks, scores, low = self._predict(served, one.embedded, asked)
@@ -187,7 +186,7 @@ class Segmenter:
         """
         served = self.export(asked.model)
         self._check_points(len(asked.params.marks))
-        one = self.found(served, asked.image, job)
+        one = self.found(served, asked.image)
         prompt = _prompt_of(asked.params.marks)
         if prompt is None:
             return {"success": True, "data": {"shapes": [], "description": ""}}
