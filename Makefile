@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-clients test-triton test-robustness accuracy clean
+.PHONY: demo test test-all test-clients test-serve test-triton test-robustness accuracy clean
 
 demo: $(VENV)/.demo
 	$(BIN)/structsam-export --method structsam --rate 0.5 --backend tensorrt-rtx --target sm86,sm89 --force
@@ -30,6 +30,10 @@ test-clients: $(VENV)/.test
 test-triton: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m triton -rs tests/serve_triton
 
+# A server in a process of its own: load (SERVE_SECONDS, 60), SIGTERM, slow clients, and its page in Chromium (apt chromium).
+test-serve: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m serve -rs tests/serve
+
 test-robustness: $(VENV)/.test
 	ROBUSTNESS=large OMP_NUM_THREADS=1 $(BIN)/pytest --timeout 0 tests/robustness tests/test_supervise.py
 
@@ -43,7 +47,7 @@ $(VENV)/.demo: pyproject.toml
 
 $(VENV)/.test: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check -q -e '.[rtx,openvino,dev]'
+	$(BIN)/pip install --disable-pip-version-check -q -e '.[rtx,openvino,serve,dev]'
 	touch $@ $(VENV)/.demo
 
 clean:

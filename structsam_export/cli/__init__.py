@@ -19,6 +19,7 @@ from structsam_export.cli.masks import predict
 from structsam_export.cli.packs import pack
 from structsam_export.cli.parity import validate
 from structsam_export.cli.quality import evaluate, sweep
+from structsam_export.cli.serving import serve
 from structsam_export.cli.speed import bench
 from structsam_export.cli.stages import build, export, rewrite, trace
 from structsam_export.console import interrupt
@@ -58,7 +59,8 @@ def cli() -> None:
     """
 
 
-for command in (export, trace, rewrite, build, validate, bench, evaluate, sweep, predict, pack, methods, doctor):
+COMMANDS = (export, trace, rewrite, build, validate, bench, evaluate, sweep, predict, serve, pack, methods, doctor)
+for command in COMMANDS:
     cli.add_command(command)
 
 

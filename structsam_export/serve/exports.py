@@ -1,0 +1,64 @@
+"""The exports that are served: loaded once, verified while they are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from structsam_export.errors import UsageError
+from structsam_export.folder import ExportFolder
+from structsam_export.runtime import Predictor
+
+
+@dataclass(frozen=True)
+class Served:
+    """An export, open.
+
+    Args:
+        name: what clients call it.
+        predictor: its model, loaded.
+        folder: where it came from.
+    """
+
+    name: str
+    predictor: Predictor
+    folder: ExportFolder
+
+    def about(self) -> dict[str, Any]:
+        """What clients are told of it, as plain values."""
+        model, config = self.predictor.model, self.folder.config
+        return {
+            "name": self.name,
+            "method": config.method,
+            "rate": config.rate,
+            "precision": config.precision,
+            "backend": model.backend,
+            "image_size": model.size,
+            "prompt_aware": model.prompt_aware,
+            "passed": self.folder.manifest.results.passed,
+        }
+
+
+@contextmanager
+def opened(folders: Sequence[Path], backend: str = "auto") -> Iterator[dict[str, Served]]:
+    """Load export folders; by name, in order, the first being what is served where none is named.
+
+    Raises:
+        UsageError: a folder is given twice.
+        ArtifactError, MissingRuntimeError: see `runtime.Predictor`.
+    """
+    if len({folder.absolute().resolve() for folder in folders}) < len(folders):
+        raise UsageError("Both folders are the same. Pass another one to compare with.")
+    with ExitStack() as stack:
+        found: dict[str, Served] = {}
+        for folder in folders:
+            export = ExportFolder.read(folder)
+            predictor = stack.enter_context(Predictor(export, backend))
+            name = folder.absolute().name or "export"
+            while name in found:
+                name += "-2"
+            found[name] = Served(name, predictor, export)
+        yield found
