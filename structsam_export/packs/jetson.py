@@ -10,8 +10,6 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
 from structsam_export.packs.base import Limits, Option, Pack
 from structsam_export.packs.described import described
 
@@ -70,6 +68,8 @@ class Jetson(Pack):
         return None
 
     def write(self, source: Source, folder: Path) -> None:
+        import numpy as np
+
         for part in ("encoder", "decoder"):
             described(source.core(part), part).save(folder / f"{part}.onnx", source.facts())
         np.savez_compressed(folder / "reference.npz", **reference(source))
@@ -99,6 +99,8 @@ class Jetson(Pack):
 
 def reference(source: Source) -> dict[str, Any]:
     """Inputs and outputs of the export in FP32, on ONNX Runtime: `image.i`, `embedding.i`, ... of photo i."""
+    import numpy as np
+
     from structsam_export.backends import backend
     from structsam_export.runtime.decoding import decoder_feed
     from structsam_export.runtime.images import prepare

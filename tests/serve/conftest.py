@@ -14,12 +14,12 @@ from structsam_export.serve.settings import Settings
 
 
 @pytest.fixture
-def tiny(tiny_model, tmp_path_factory):
-    """An export of the tiny model in FP32, made once: its folder."""
+def tiny(shared_model, tmp_path_factory):
+    """An export of a tiny model (96 px, embeddings 8 x 6 x 6) in FP32, made once: its folder."""
     folder = tmp_path_factory.getbasetemp() / "tiny-for-servers"
     if not folder.exists():
         config = ExportConfig(
-            model="tiny", checkpoint=str(tiny_model), rate=0.5, precision="fp32", form="portable", backend="none"
+            model="shared", checkpoint=str(shared_model), rate=0.5, precision="fp32", form="portable", backend="none"
         )
         trace_only(config, folder)
         rewrite_folder(folder)
