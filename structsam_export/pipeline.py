@@ -6,6 +6,7 @@ import gc
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -209,16 +210,16 @@ def build_stage(folder: ExportFolder, chosen: Backend | None, targets: Sequence[
         )
     geometry = folder.geometry
     profiles = {"encoder": {}, "decoder": decoder_profile(geometry["image_size"], geometry["patch_size"])}
-    for target in targets if chosen.BUILDS else ():
-        for part, profile in profiles.items():
+    if not chosen.BUILDS:
+        return
+    with folder.changing() as draft:
+        for target, (part, profile) in product(targets, profiles.items()):
             fp32 = chosen.FROM_FP32 and part == "encoder"
             source = folder.fp32_encoder() if fp32 else folder.onnx(part)
-            with folder.changing() as draft:
-                with stage(f"build {part}, {chosen.NAME} {target}"):
-                    engine = chosen.build(source, draft.path, part, target, profile)
-                draft.forget(name for name in draft.derived if name in (REPORT, PAGE))
-                draft.add_engine(engine)
-                draft.record(passed=None, judged={})
+            with stage(f"build {part}, {chosen.NAME} {target}"):
+                draft.add_engine(chosen.build(source, draft.path, part, target, profile))
+        draft.forget([name for name in draft.derived if name in (REPORT, PAGE)])
+        draft.record(passed=None, judged={})
 
 
 def validate_stage(job: Job, folder: ExportFolder, reference: Reference, *, weights_freed: bool) -> dict[str, Any]:
