@@ -32,7 +32,8 @@ from structsam_export.console import note
 from structsam_export.errors import UsageError, shortened
 from structsam_export.files import atomic, clear_temporary, disk_errors, is_mount, resolved, short
 from structsam_export.locks import guarded, in_use, owned
-from structsam_export.manifest import bare, is_bare
+from structsam_export.manifest import bare
+from structsam_export.paths import is_bare
 
 MANIFEST = "manifest.json"
 FORGET = ".forget.json"  # in a ready draft: names that the new manifest no longer lists

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from structsam_export.errors import ArtifactError, shortened
+from structsam_export.paths import is_bare
 from structsam_export.reading import check_file, content_errors, read_errors
 from structsam_export.supervise import parsing
 
@@ -53,7 +54,7 @@ def check_beside(path: Path, location: str) -> None:
         ArtifactError: a path, a link, a file with several names, or no file at all.
     """
     beside = path.parent / location
-    plain = location and Path(location).name == location and not beside.is_symlink() and beside.is_file()
+    plain = is_bare(location) and not beside.is_symlink() and beside.is_file()
     if not plain or beside.stat().st_nlink > 1:
         raise ArtifactError(
             f"{path} keeps weights in {shortened(repr(location))}, which is no plain file beside it (with no other "

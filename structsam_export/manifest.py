@@ -10,6 +10,7 @@ from structsam_export.backends.base import Engine
 from structsam_export.config import ExportConfig, read_json
 from structsam_export.errors import ArtifactError, shortened
 from structsam_export.files import sha256_of
+from structsam_export.paths import is_bare
 from structsam_export.schema import Misfit, between, check, digest, one_of, require, share
 
 PARTS = ("encoder", "decoder")
@@ -58,11 +59,6 @@ ENGINE_KEYS = ("file", "part", "backend", "version", "sm", "sha256", "bytes")
 DECODER_KEYS = ("mask_channels", "layers", "heads", "inner_dim", "mlp_dim", "masks", "iou_layers", "iou_dim")
 DEEPEST = 256  # blocks, as in `models.reading`
 GEOMETRY_KEYS = ("image_size", "patch_size", "dim", "depth", "heads", "mlp_dim", "out_channels")
-
-
-def is_bare(name: object) -> bool:
-    """Whether a value is a file name without a folder."""
-    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & {"/", "\\", "\0"}
 
 
 def bare(name: object, where: Path) -> str:

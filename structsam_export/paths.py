@@ -14,8 +14,17 @@ LONGEST_NAME = 60  # characters
 
 
 def cache_dir() -> Path:
-    """$STRUCTSAM_CACHE, or ~/.cache/structsam-export."""
-    return Path(os.environ.get("STRUCTSAM_CACHE") or "~/.cache/structsam-export").expanduser()
+    """$STRUCTSAM_CACHE, or ~/.cache/structsam-export; of a user without a home, in the folder for temporary files."""
+    asked = Path(os.environ.get("STRUCTSAM_CACHE") or "~/.cache/structsam-export")
+    try:
+        return asked.expanduser()
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / "structsam-export"
+
+
+def is_bare(name: object) -> bool:
+    """Whether a value is a file name without a folder."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & {"/", "\\", "\0"}
 
 
 def checkpoint_name(checkpoint: str) -> str:
@@ -37,8 +46,3 @@ def checkpoint_name(checkpoint: str) -> str:
 
 def _plain(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._-")[:LONGEST_NAME] or "model"
-    asked = Path(os.environ.get("STRUCTSAM_CACHE") or "~/.cache/structsam-export")
-    try:
-        return asked.expanduser()
-    except RuntimeError:  # a user without a home
-        return Path(tempfile.gettempdir()) / "structsam-export"

@@ -11,9 +11,8 @@ IMAGE, PATCH, DIM, OUT = 128, 16, 32, 32
 
 def build():
     """128 px, a grid of 8x8, windows of 3 (so 8 -> 9 with pads), block 1 of three global; width 32 throughout."""
-    from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+    from segment_anything.modeling import ImageEncoderViT
 
-    grid = IMAGE // PATCH
     encoder = ImageEncoderViT(
         img_size=IMAGE,
         patch_size=PATCH,
@@ -28,11 +27,19 @@ def build():
         global_attn_indexes=(1,),
         window_size=3,
     )
-    prompts = PromptEncoder(OUT, (grid, grid), (IMAGE, IMAGE), 16)
+    return whole(encoder, OUT)
+
+
+def whole(encoder, out):
+    """A SAM around an encoder whose embeddings have `out` channels; weights as PyTorch starts them."""
+    from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+
+    grid, image = encoder.img_size // PATCH, encoder.img_size
+    prompts = PromptEncoder(out, (grid, grid), (image, image), 16)
     decoder = MaskDecoder(
         num_multimask_outputs=3,
-        transformer=TwoWayTransformer(depth=2, embedding_dim=OUT, mlp_dim=64, num_heads=2),
-        transformer_dim=OUT,
+        transformer=TwoWayTransformer(depth=2, embedding_dim=out, mlp_dim=64, num_heads=2),
+        transformer_dim=out,
         iou_head_depth=3,
         iou_head_hidden_dim=32,
     )
@@ -77,19 +84,7 @@ def tiny_encoder(image=(80, 80), window=4, depth=3, heads=2, dim=16, patch=16, g
 
 def build_shared():
     """The encoder of `tiny_encoder` with a grid of 6x6, and a decoder as narrow; weights as PyTorch starts them."""
-    from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
-
-    encoder = tiny_encoder(image=(96, 96))
-    grid = 96 // encoder.patch_embed.proj.kernel_size[0]
-    prompts = PromptEncoder(8, (grid, grid), (96, 96), 16)
-    decoder = MaskDecoder(
-        num_multimask_outputs=3,
-        transformer=TwoWayTransformer(depth=2, embedding_dim=8, mlp_dim=64, num_heads=2),
-        transformer_dim=8,
-        iou_head_depth=3,
-        iou_head_hidden_dim=32,
-    )
-    return Sam(image_encoder=encoder, prompt_encoder=prompts, mask_decoder=decoder)
+    return whole(tiny_encoder(image=(96, 96)), 8)
 
 
 def save_shared(path):

@@ -33,6 +33,7 @@ class ModelSpec:
         url: official weights, or None.
         sha256: hex digest of the official file, or None.
         bytes: size of the official file, or None.
+        bundled: whether the weights are those inside the package.
         resized: whether weights of another image size are taken, their positions interpolated to this model's grid.
     """
 
@@ -44,6 +45,7 @@ class ModelSpec:
     sha256: str | None = None
     bytes: int | None = None
     resized: bool = False
+    bundled: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,8 @@ class LoadedModel:
 _OFFICIAL = "https://dl.fbaipublicfiles.com/segment_anything/"
 
 _SPECS = (
-    ModelSpec("demo", "bundled demo model", "demo", "sam"),
-    ModelSpec("demo-1024", "bundled demo model at 1024 px", "demo-1024", "sam", resized=True),
+    ModelSpec("demo", "bundled demo model", "demo", "sam", bundled=True),
+    ModelSpec("demo-1024", "bundled demo model at 1024 px", "demo-1024", "sam", resized=True, bundled=True),
     ModelSpec(
         "vit_b",
         "SAM ViT-B",
@@ -177,7 +179,7 @@ def _place(spec: ModelSpec, checkpoint: Path | None) -> tuple[Path, str | None]:
         return Path(checkpoint), None
     if spec.name == AUTO:
         raise UsageError("--model auto reads the architecture from a checkpoint. Pass one with --checkpoint.")
-    if spec.architecture.partition("-")[0] == "demo":
+    if spec.bundled:
         return _bundled(), None
     return fetch(spec), spec.sha256
 

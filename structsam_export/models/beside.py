@@ -10,6 +10,7 @@ from typing import Any
 
 from structsam_export.console import printable
 from structsam_export.errors import CheckpointError, shortened
+from structsam_export.paths import is_bare
 from structsam_export.reading import check_file, read_errors
 from structsam_export.schema import Misfit, check, require
 
@@ -88,7 +89,7 @@ def _sharded(index: Path) -> Found:
     placed: dict[str, str] = data["weight_map"] if data else {}
     names = sorted(set(placed.values()))
     for name in names:
-        if name in ("", ".", "..") or set(name) & {"/", "\\", "\0"}:
+        if not is_bare(name):
             raise CheckpointError(f"{index} names a file {shortened(repr(name))}, which is no plain file name.")
     if not 1 <= len(names) <= MOST_SHARDS:
         raise CheckpointError(f"{index} names {len(names)} files, not 1 to {MOST_SHARDS}.")

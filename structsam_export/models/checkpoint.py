@@ -14,7 +14,7 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from structsam_export.errors import CheckpointError
-from structsam_export.models.beside import MISSING, find
+from structsam_export.models.beside import MISSING, Found, find
 from structsam_export.models.sources import source_of
 from structsam_export.models.unwrap import RESAVE, first, state_of
 from structsam_export.reading import check_file, read_errors
@@ -58,7 +58,8 @@ def read_weights(path: Path) -> Weights:
     Raises:
         CheckpointError: see `read_state_dict` and the source.
     """
-    found, state = find(path), read_state_dict(path)
+    found = find(path)
+    state = _state(found, path)
     source = source_of(state)
     return Weights(source.renamed(state, path), source.NAME, source.stated(found.folder), found.files)
 
@@ -73,7 +74,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             other than tensors and plain values, or holds no tensors that can be used; a folder or an index that
             lacks files or tensors.
     """
-    found = find(path)
+    return _state(find(path), path)
+
+
+def _state(found: Found, path: Path) -> dict[str, Tensor]:
+    """`read_state_dict` of files that were found already."""
     if found.placed is None:
         return state_of(_read(found.files[0]), found.files[0])
     loaded: dict[Any, Any] = {}

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from structsam_export.packs.graphs import FLOAT, INT64
+from structsam_export.packs.graphs import FLOAT, INT64, ClientGraph
 
 if TYPE_CHECKING:
     from structsam_export.packs.base import Source
-    from structsam_export.packs.graphs import ClientGraph
 
 LABELS = (
     "1 foreground, 0 background, 2 and 3 upper left and lower right corner of a box, -1 padding point. A prompt "
@@ -42,6 +41,16 @@ ABOUT = (
     "Prompt encoder and mask decoder of Segment Anything. Points are in pixels of the resized image; a prompt without "
     "a box ends with one point (0, 0) of label -1; logits above 0 are the object."
 )
+
+
+def nchw_encoder(source: Source, name: str, image: str) -> ClientGraph:
+    """The export's encoder for one prepared image; `name` is the graph's, `image` its input's."""
+    size = source.size
+    graph = ClientGraph(name, f"Image encoder of Segment Anything for square images of {size} px.")
+    prepared = graph.input(image, FLOAT, [1, 3, size, size], IMAGE)
+    found = graph.run(source.core("encoder"), "encoder", {"image": prepared})
+    graph.output("image_embeddings", found["image_embeddings"], source.embedding, "for the decoder beside")
+    return graph
 
 
 def prompt_inputs(graph: ClientGraph, source: Source, prompts: int | str, *, embeddings: bool = True) -> dict[str, str]:

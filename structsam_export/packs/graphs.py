@@ -31,7 +31,7 @@ class Core:
         Raises:
             ArtifactError: no ONNX file that can be used.
         """
-        from structsam_export.rewrite.weights import load
+        from structsam_export.graphs import load
 
         return cls(load(path), path)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from structsam_export.packs.base import Option, Pack
-from structsam_export.packs.classic import ABOUT, IMAGE, classic_decoder, hwc_image
+from structsam_export.packs.classic import ABOUT, classic_decoder, hwc_image, nchw_encoder
 from structsam_export.packs.graphs import FLOAT, ClientGraph
 
 if TYPE_CHECKING:
@@ -28,19 +28,10 @@ class Meta(Pack):
     }
 
     def write(self, source: Source, folder: Path) -> None:
-        encoder = hwc_encoder(source) if self.options["input"] == "hwc" else nchw_encoder(source)
+        # osam takes an input of this name only, others any.
+        encoder = hwc_encoder(source) if self.options["input"] == "hwc" else nchw_encoder(source, "encoder", "x")
         encoder.save(folder / "encoder.onnx", source.facts())
         decoder(source, self.options["masks"]).save(folder / "decoder.onnx", source.facts())
-
-
-def nchw_encoder(source: Source) -> ClientGraph:
-    """The encoder with its input named `x`, the one name that osam takes; others take any."""
-    size = source.size
-    graph = ClientGraph("encoder", f"Image encoder of Segment Anything for square images of {size} px.")
-    image = graph.input("x", FLOAT, [1, 3, size, size], IMAGE)
-    found = graph.run(source.core("encoder"), "encoder", {"image": image})
-    graph.output("image_embeddings", found["image_embeddings"], source.embedding, "for the decoder beside")
-    return graph
 
 
 def hwc_encoder(source: Source) -> ClientGraph:

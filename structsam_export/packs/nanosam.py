@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from structsam_export.packs.base import Limits, Pack
-from structsam_export.packs.classic import ABOUT, IMAGE, IOU, LOW_RES, prompt_inputs
-from structsam_export.packs.graphs import FLOAT, ClientGraph
+from structsam_export.packs.classic import ABOUT, IOU, LOW_RES, nchw_encoder, prompt_inputs
+from structsam_export.packs.graphs import ClientGraph
 
 if TYPE_CHECKING:
     from structsam_export.packs.base import Source
@@ -27,12 +27,7 @@ class NanoSAM(Pack):
     )
 
     def write(self, source: Source, folder: Path) -> None:
-        size = source.size
-        graph = ClientGraph("image_encoder", f"Image encoder of Segment Anything for square images of {size} px.")
-        image = graph.input("image", FLOAT, [1, 3, size, size], IMAGE)
-        found = graph.run(source.core("encoder"), "encoder", {"image": image})
-        graph.output("image_embeddings", found["image_embeddings"], source.embedding, "for the decoder beside")
-        graph.save(folder / "image_encoder.onnx", source.facts())
+        nchw_encoder(source, "image_encoder", "image").save(folder / "image_encoder.onnx", source.facts())
         mask_decoder(source).save(folder / "mask_decoder.onnx", source.facts())
 
 

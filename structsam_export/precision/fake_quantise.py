@@ -32,7 +32,7 @@ def fake_quantised(source: Path, target: Path) -> None:
     import onnx
 
     from structsam_export.files import disk_errors
-    from structsam_export.rewrite.weights import load
+    from structsam_export.graphs import load
 
     model = load(source)
     with content_errors(source):

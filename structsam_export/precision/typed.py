@@ -85,7 +85,7 @@ def read(path: Path) -> TypedGraph:
     """
     import onnx
 
-    from structsam_export.rewrite.weights import load
+    from structsam_export.graphs import load
 
     model = load(path)
     constants_as_initialisers(model.graph)

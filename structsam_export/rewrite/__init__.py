@@ -127,8 +127,9 @@ def rewritten_file(source: Path, target: Path, change: Callable[[gs.Graph], Rewr
     """
     import onnx_graphsurgeon as gs
 
+    from structsam_export.graphs import load
     from structsam_export.rewrite.match import errors_only
-    from structsam_export.rewrite.weights import attach, detach, load, save
+    from structsam_export.rewrite.weights import attach, detach, save
 
     model = load(source)
     before = len(model.graph.node)

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from structsam_export.errors import ArtifactError, shortened
-from structsam_export.graphs import load as load
-from structsam_export.graphs import locations
+from structsam_export.graphs import load, locations
 from structsam_export.rewrite.subgraphs import names_read
 
 # Smaller tensors (index tables, relative positions) are loaded, so that constants can be folded.

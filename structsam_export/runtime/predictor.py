@@ -170,8 +170,8 @@ class Predictor:
             NoImageError, PromptError: as `predict`.
         """
         image = self._image(embedding)
-        prompts = self._prompts(image, point_coords, point_labels, boxes, mask_input)
-        return self._finish(image, self._decode(image, prompts, multimask_output), return_logits)
+        found = self.predict_low_res(point_coords, point_labels, boxes, mask_input, multimask_output, embedding=image)
+        return self._finish(image, found, return_logits)
 
     def predict_low_res(
         self,

@@ -15,10 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import shared_traces
 from clients import environments, expected, table
+from small_exports import rewritten
 
-from structsam_export.config import ExportConfig
 from structsam_export.packs import write_pack
 from structsam_export.runtime.photos import bundled_photos
 
@@ -47,13 +46,8 @@ def exported(request, tmp_path_factory):
     """The 1024 px demo model as traced and rewritten, its folder, and our sessions."""
     import onnxruntime as ort
 
-    from structsam_export.pipeline import rewrite_folder, trace_only
-
     folder = tmp_path_factory.mktemp("exports") / request.param
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("structsam_export.pipeline.trace_stage", shared_traces.trace_stage)
-        trace_only(ExportConfig(model="demo-1024", precision="fp32", backend="none", **KINDS[request.param]), folder)
-    rewrite_folder(folder)
+    rewritten(folder, model="demo-1024", **KINDS[request.param])
     parts = (ort.InferenceSession(str(folder / f"{part}.onnx")) for part in ("encoder", "decoder"))
     return request.param, folder, expected.Export(*parts, 1024)
 

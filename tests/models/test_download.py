@@ -126,6 +126,16 @@ def test_cache_folder(monkeypatch, tmp_path):
     assert cache_dir() == tmp_path / ".cache" / "structsam-export"
 
 
+def test_a_user_without_a_home_has_a_cache(tmp_path, monkeypatch):
+    def no_home(self):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("STRUCTSAM_CACHE", raising=False)
+    monkeypatch.setattr(Path, "expanduser", no_home)
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    assert cache_dir() == tmp_path / "structsam-export"
+
+
 def test_download(server, tmp_path, capfd):
     path = fetch(server.spec())
     assert path == tmp_path / "cache" / "tiny.pth"

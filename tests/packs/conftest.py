@@ -7,12 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from small_exports import rewritten
 from tiny_model import IMAGE
 
-from structsam_export.config import ExportConfig
 from structsam_export.folder import ExportFolder
 from structsam_export.packs import PACKS, pack_class, write_pack
-from structsam_export.pipeline import rewrite_folder, trace_only
 
 KINDS = {"plain": {"method": "none"}, "merged": {"method": "structsam", "rate": 0.5}}
 
@@ -28,11 +27,10 @@ def make_export(tiny_model, exports, tmp_path_factory, tmp_path):
     """(kind, other options) -> the folder of a rewritten export, a copy of its own; it counts as passed."""
 
     def make(kind="plain", **options):
-        given = {"precision": "fp32", **KINDS[kind], **options}
+        given = {**KINDS[kind], **options}
         if str(given) not in exports:
             folder = tmp_path_factory.mktemp("exports") / "export"
-            trace_only(ExportConfig(model="tiny", checkpoint=str(tiny_model), backend="none", **given), folder)
-            rewrite_folder(folder)
+            rewritten(folder, model="tiny", checkpoint=str(tiny_model), **given)
             ExportFolder.read(folder).record(passed=True)
             exports[str(given)] = folder
         return Path(shutil.copytree(exports[str(given)], tmp_path / f"export-{kind}", dirs_exist_ok=True))

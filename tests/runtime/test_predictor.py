@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sam_predictors import PHOTOS, Comparison, compare, pictures, random_prompt, sam_predictor
+from small_exports import rewritten
 
 from structsam_export.backends import backend
 from structsam_export.config import ExportConfig
 from structsam_export.errors import ArtifactError, ImageError, NoImageError, PromptError, UsageError
 from structsam_export.folder import ExportFolder
 from structsam_export.job import Job
-from structsam_export.pipeline import rewrite_folder, trace_only
 from structsam_export.runtime import Predictor, RunOptions, read_image
 from structsam_export.runtime.model import ExportedModel
 
@@ -30,13 +30,7 @@ POINT = {"point_coords": np.array([[60, 40]]), "point_labels": np.array([1])}
 def tiny(tiny_model, tmp_path_factory):
     """An export of the tiny model in FP32, made once: its folder."""
     folder = tmp_path_factory.getbasetemp() / "tiny-for-predictors"
-    if not folder.exists():
-        config = ExportConfig(
-            model="tiny", checkpoint=str(tiny_model), rate=0.5, precision="fp32", form="portable", backend="none"
-        )
-        trace_only(config, folder)
-        rewrite_folder(folder)
-    return folder
+    return folder if folder.exists() else rewritten(folder, model="tiny", checkpoint=str(tiny_model), rate=0.5)
 
 
 @pytest.fixture
@@ -78,8 +72,7 @@ def test_masks_are_sam_predictors(tiny, tmp_path, name, options):
 def test_masks_are_sam_predictors_on_the_demo_model(tmp_path):
     """200 prompts on each of ten pictures, on ONNX Runtime and OpenVINO."""
     folder, rng = tmp_path / "demo", np.random.default_rng(0)
-    trace_only(ExportConfig(method="structsam", rate=0.5, precision="fp32", backend="none"), folder)
-    rewrite_folder(folder)
+    rewritten(folder, method="structsam", rate=0.5)
     with (
         sam_predictor(folder) as sam,
         Predictor(folder, "onnxruntime") as first,

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 from serve.small_pictures import png
+from small_exports import rewritten
 from starlette.testclient import TestClient
 
-from structsam_export.config import ExportConfig
-from structsam_export.pipeline import rewrite_folder, trace_only
 from structsam_export.serve.app import application
 from structsam_export.serve.exports import opened
 from structsam_export.serve.settings import Settings
@@ -17,13 +16,7 @@ from structsam_export.serve.settings import Settings
 def tiny(shared_model, tmp_path_factory):
     """An export of a tiny model (96 px, embeddings 8 x 6 x 6) in FP32, made once: its folder."""
     folder = tmp_path_factory.getbasetemp() / "tiny-for-servers"
-    if not folder.exists():
-        config = ExportConfig(
-            model="shared", checkpoint=str(shared_model), rate=0.5, precision="fp32", form="portable", backend="none"
-        )
-        trace_only(config, folder)
-        rewrite_folder(folder)
-    return folder
+    return folder if folder.exists() else rewritten(folder, model="shared", checkpoint=str(shared_model), rate=0.5)
 
 
 @pytest.fixture

@@ -13,10 +13,9 @@ import pytest
 from demo_exports import PHOTOS, demo_export
 from serve.browser import browser, program
 from serve.processes import server
+from small_exports import rewritten
 from trace_cache import cached_file
 
-from structsam_export.config import ExportConfig
-from structsam_export.pipeline import rewrite_folder, trace_only
 from structsam_export.runtime import Predictor, read_image
 
 pytestmark = [
@@ -36,11 +35,7 @@ def said(text):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    def make(place):
-        trace_only(ExportConfig(method="none", precision="fp32", backend="none"), place)
-        rewrite_folder(place)
-
-    return demo_export(), cached_file("demo-dense-fp32", make)
+    return demo_export(), cached_file("demo-dense-fp32", lambda place: rewritten(place, method="none"))
 
 
 @pytest.fixture(scope="module")

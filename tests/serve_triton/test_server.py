@@ -14,14 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import shared_traces
 from demo_exports import PHOTOS
 from PIL import Image
 from serve_triton.server import running
+from small_exports import rewritten
 
-from structsam_export.config import ExportConfig
 from structsam_export.packs import write_pack
-from structsam_export.pipeline import rewrite_folder, trace_only
 from structsam_export.runtime import Predictor
 
 pytestmark = pytest.mark.triton
@@ -35,10 +33,7 @@ PROMPTS = [
 
 def exported(place, **options):
     """A traced and rewritten export of the bundled model."""
-    with shared_traces.sharing():
-        trace_only(ExportConfig(model="demo", rate=0.5, precision="fp32", backend="none", **options), place)
-    rewrite_folder(place)
-    return place
+    return rewritten(place, model="demo", rate=0.5, **options)
 
 
 def repository(folder, place):
