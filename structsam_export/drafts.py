@@ -161,6 +161,12 @@ def listed(folder: Path) -> set[str]:
     return {name for name in (files if isinstance(files, dict) else ()) if is_bare(name)}
 
 
+def all_listed(folder: Path) -> bool:
+    """Whether a folder is an export and holds nothing else."""
+    names = {*listed(folder), MANIFEST}
+    return (folder / MANIFEST).is_file() and all(p.name in names or INSIDE.fullmatch(p.name) for p in folder.iterdir())
+
+
 def read_object(path: Path, kind: type) -> Any:
     """The JSON object or list of a file; an empty one if there is none."""
     try:
@@ -195,7 +201,10 @@ def new_folder_at(
         place = resolved(target)
         place.parent.mkdir(parents=True, exist_ok=True)
         if flat:
+            begun = place.is_dir() and not (place / MANIFEST).exists()
             settled(place)
+            # A killed run's export, finished just now, was not there when this command was given: it is no obstacle.
+            force = force or (begun and all_listed(place))
         inside = flat and stays(place)
         check_free(target, place, marker, what, force=force, option=option)
         parent, prefix = (place, ".partial-") if inside else (place.parent, prefix_beside(place))

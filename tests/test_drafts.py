@@ -146,6 +146,25 @@ def test_an_export_between_two_names_is_put_back(mine, tmp_path, capsys):
     assert names(tmp_path) == ["mine"]
 
 
+@pytest.mark.parametrize("foreign", [False, True])
+def test_what_a_killed_run_left_ready_in_a_new_folder_is_no_obstacle(mine, tmp_path, foreign):
+    """The same command succeeds without --force; where there is more than the killed run's files, it asks."""
+    out = tmp_path / "out"
+    out.mkdir()
+    mine.path.rename(out / ".ready-abcdefgh")
+    (out / ".ready-abcdefgh" / drafts.FORGET).write_text("[]")
+    if foreign:
+        (out / "notes.txt").write_text("mine")
+        with pytest.raises(UsageError, match="--force"), new_folder(out, mine.manifest, force=False):
+            pass
+        assert (out / "notes.txt").read_text() == "mine"
+        return
+    with new_folder(out, mine.manifest, force=False) as made:
+        (made.path / "new").write_text("")
+        made.write()
+    assert names(out) == ["manifest.json", "new"] and names(tmp_path) == ["out"]
+
+
 def test_a_verdict_belongs_to_hashes(mine):
     mine.record(passed=True, judged=mine.manifest.graphs())
     assert ExportFolder.read(mine.path).manifest.results.passed is True

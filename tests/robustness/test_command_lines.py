@@ -17,7 +17,10 @@ st = hypothesis.strategies
 
 COUNT, FEW = 10_000, 20
 # Commands whose work cannot be stopped where it begins are left to tests of their own.
-COMMANDS = ("export", "trace", "rewrite", "build", "validate", "bench", "evaluate", "sweep", "methods", "doctor")
+COMMANDS = (
+    *("export", "trace", "rewrite", "build", "validate", "bench", "evaluate", "sweep", "methods", "doctor"),
+    *("predict", "pack", "serve"),
+)
 NUMBERS = (
     *("0.5", "0", "1", "-1", "0.7500001", "nan", "inf", "-inf", "1e400", "1e-300", "0x1", "1_0", " 0.5 ", "0,5", "1/2"),
     *("\u0660.\u0665", "\u00b2", "9" * 30, "9" * 5000, "18446744073709551616", "+0.5", ".5", "5.", "50%", "True"),
@@ -29,7 +32,7 @@ TEXTS = (
     *("sm86", "f32", "openvino", "tensorrt-rtx", "onnxruntime", "ort-cpu", "eager", "bundled", "bundled-thin", "coco"),
     *("box", "point", "samhq", "margin=0.5", "margin=nan", "seed=" + "9" * 5000, "0.3:0-5,0.6:6-11", "0.3:0-0:1"),
     *("loop", "empty", "file.txt", "folder", "folder/", "folder/encoder.onnx", "x=folder", "damaged", "pipe", "a.png"),
-    *("0-3000000000", "link", *METHODS),
+    *("0-3000000000", "link", "meta", "triton", "1,1", "1,1,0,0", "127.0.0.1", *METHODS),
 )
 characters = st.characters(exclude_characters="\0")
 text = st.one_of(st.sampled_from(TEXTS), st.sampled_from(NUMBERS), st.text(characters, max_size=12))

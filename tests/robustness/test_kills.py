@@ -15,6 +15,7 @@ from structsam_export.drafts import put_back
 
 TRACED = ["encoder.raw.onnx", "decoder.raw.onnx"]
 REWRITTEN = ["encoder.onnx", "decoder.onnx"]
+EXPORTED = [*TRACED, *REWRITTEN, "report.json"]
 NEVER = 1000
 DEFAULT = {0: 5, 2: 10, 6: 6}  # case -> its kill by default
 
@@ -92,6 +93,12 @@ def trace_of(tiny, folder, *more):
     return ["trace", "--model", "tiny", "--checkpoint", tiny, *one, "--output", folder, *more]
 
 
+def export_of(tiny, folder, *more):
+    """The main job, up to the verdict."""
+    stages = ["--backend", "openvino", "--target", "f32", "--image", PHOTO]
+    return ["export", *trace_of(tiny, folder)[1:], *stages, *more]
+
+
 PHOTO = "photo.png"
 
 
@@ -132,6 +139,8 @@ def cases(tiny, out):
         Case("rewrite again, FP16", ["rewrite", out], start="fp16", finished=[*REWRITTEN, "encoder.fp32.onnx"]),
         Case("build again", build, start="fp32", finished=REWRITTEN),
         Case("build again, FP16", build, start="fp16", finished=REWRITTEN),
+        Case("export", export_of(tiny, out), finished=EXPORTED),
+        Case("export --force", export_of(tiny, out, "--force"), "fp32", finished=EXPORTED, kept=REWRITTEN),
         Case("validate again", ["validate", out], start="fp32", finished=["report.json"]),
         Case("validate again, FP16", ["validate", out], start="fp16", finished=["report.json"]),
     ]
@@ -192,7 +201,7 @@ def hidden(around):
     return [p.name for p in around.iterdir() if p.name.startswith(".out.partial-")]
 
 
-@pytest.mark.parametrize("which", range(12))
+@pytest.mark.parametrize("which", range(14))
 def test_kills(which, server, made, tiny, around, counted, large):
     """In the large suite at every change, before it and after it; by default at one of some cases."""
     if not large and which not in DEFAULT:
