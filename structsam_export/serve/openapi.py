@@ -60,7 +60,7 @@ def _answers() -> dict[str, Any]:
         "Failure": {"error": TEXT},
         "Embedded": embedded,
         "Predicted": {**embedded, "masks": masks, "decode_ms": NUMBER},
-        "Everything": {**HEAD, "masks": masks, "decode_ms": NUMBER},
+        "Everything": {**embedded, "masks": masks, "decode_ms": NUMBER},
     }
     mask = {**MASK, "low_res": TEXT, "stability": NUMBER, "point": {"type": "array", "items": NUMBER}}
     made = {name: {"type": "object", "properties": of, "required": [*of]} for name, of in forms.items()}

@@ -155,8 +155,7 @@ class Segmenter:
             Refused, UsageError: what was asked for is not possible.
             Gone: nobody waits any longer.
         """
-        served, data = self.export(asked.export), self.file(asked.image)
-        pixels = pictures.read(data, self.settings.pixels)
+        served = self.export(asked.export)
         generator = AutomaticMaskGenerator(
             served.predictor,
             points_per_side=asked.points_per_side,
@@ -166,17 +165,12 @@ class Segmenter:
             points_per_batch=32,  # between two of them it is noticed that a client has left
             output_mode="uncompressed_rle",
         )
+        one = self.found(served, asked.image)
         began = time.perf_counter()
-        records = generator.generate(pixels, lambda done, of: job.check())
-        return {
-            "image": pictures.id_of(data),
-            "export": served.name,
-            "width": pixels.shape[1],
-            "height": pixels.shape[0],
-            "masks": [run_record(record, asked.encoding) for record in records],
-            "decode_ms": _ms(time.perf_counter() - began),
-            "total_ms": _ms(time.perf_counter() - job.asked),
-        }
+        records = generator.generate_embedded(one.embedded, lambda done, of: job.check())
+        decoded = time.perf_counter() - began
+        masks = [run_record(record, asked.encoding) for record in records]
+        return {**self.head(served, one, job), "masks": masks, "decode_ms": _ms(decoded)}
 
     def remote(self, asked: RemoteRequest, job: Job) -> dict[str, Any]:
         """The same as `predict` for X-AnyLabeling: polygons of the best mask.

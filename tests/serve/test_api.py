@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -98,6 +99,16 @@ def test_everything_is_the_generators(client, picture):
     assert len(found["masks"]) == len(records) > 0
     for row, record in zip(found["masks"], records):
         assert np.array_equal(mask_of(row["segmentation"]), record["segmentation"])
+
+
+def test_everything_embeds_a_picture_that_is_there_no_second_time(client, picture):
+    body = {"image": embedded(client, picture), "points_per_side": 2, "min_iou": 0, "min_stability": 0}
+    served = next(iter(client.served.values()))
+    with mock.patch.object(served.predictor.model.encoder, "infer", side_effect=AssertionError("embedded again")):
+        found = client.post("/v1/everything", json=body).json()
+    assert found["cached"] and found["embed_ms"] == 0 and found["masks"]
+    new = base64.b64encode(png(40, 30, 7)).decode()
+    assert not client.post("/v1/everything", json={**body, "image": new}).json()["cached"]
 
 
 def test_an_embedding_is_a_numpy_file(client, picture):
