@@ -147,9 +147,7 @@ class AutomaticMaskGenerator:
             found = self._tidied(found)
         return [self._record(candidate) for candidate in found]
 
-    def _candidates(
-        self, size: tuple[int, int], embed: Embed, progress: Callable[[int, int], None]
-    ) -> list[Candidate]:
+    def _candidates(self, size: tuple[int, int], embed: Embed, progress: Callable[[int, int], None]) -> list[Candidate]:
         every = crops(size, self.crop_n_layers, self.crop_overlap_ratio)
         total, done = sum(len(self.point_grids[crop.layer]) for crop in every), 0
         found: list[Candidate] = []

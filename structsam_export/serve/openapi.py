@@ -23,6 +23,8 @@ REASONS = {
     "503": "It took too long.",
 }
 NUMBER, TEXT = {"type": "number"}, {"type": "string"}
+BYTES = "application/octet-stream"
+IMAGE = {"name": "image", "in": "query", "required": True, "schema": TEXT, "description": "A picture's name."}
 HEAD = {
     "image": {"type": "string", "description": "The picture's name, for later questions."},
     "export": TEXT,
@@ -77,6 +79,10 @@ def _paths() -> dict[str, Any]:
             "post": _post("Masks of one object", _json("PredictRequest", "RemoteRequest"), "Predicted"),
         },
         "/v1/everything": {"post": _post("Masks of all objects", _json("EverythingRequest"), "Everything")},
+        "/v1/embedding": {
+            "get": _get("An embedding, float32, little-endian, (1, C, h, w)", BYTES) | {"parameters": [export, IMAGE]}
+        },
+        "/v1/decoder": {"get": _get("An export's decoder, an ONNX file", BYTES) | {"parameters": [export]}},
         "/v1/models": {"get": _get("Exports as X-AnyLabeling lists models")},
         "/v1/exports": {"get": _get("Exports, and the limits of the server")},
         "/healthz": {"get": _get("Whether requests are taken")},
