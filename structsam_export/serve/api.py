@@ -23,7 +23,14 @@ from structsam_export.serve.line import Job, Line
 from structsam_export.serve.metrics import Metrics
 from structsam_export.serve.pictures import is_id
 from structsam_export.serve.refusals import Gone, Refused, busy, refusal_of
-from structsam_export.serve.requests import EverythingRequest, Form, PredictRequest, RemoteRequest, parsed
+from structsam_export.serve.requests import (
+    EverythingRequest,
+    Form,
+    PredictRequest,
+    RemoteRequest,
+    TokensRequest,
+    parsed,
+)
 from structsam_export.serve.segmenting import Segmenter
 from structsam_export.serve.settings import Settings
 
@@ -65,6 +72,7 @@ class API:
             Route("/v1/embed", self.embed, methods=["POST"]),
             Route("/v1/predict", self.predict, methods=["POST"]),
             Route("/v1/everything", self.everything, methods=["POST"]),
+            Route("/v1/tokens", self.tokens, methods=["POST"]),
             Route("/v1/embedding", self.embedding, methods=["GET"]),
             Route("/v1/decoder", self.decoder, methods=["GET"]),
             Route("/v1/models", self.models, methods=["GET"]),
@@ -139,6 +147,15 @@ class API:
 
         def work(job: Job) -> Response:
             return JSONResponse(self.segmenter.everything(parsed(EverythingRequest, body), job))
+
+        return await self.everything_line.run(work, gone(request))
+
+    async def tokens(self, request: Request) -> Response:
+        """Maps of merged tokens."""
+        body = await self.json(request)
+
+        def work(job: Job) -> Response:
+            return JSONResponse(self.segmenter.tokens(parsed(TokensRequest, body), job))
 
         return await self.everything_line.run(work, gone(request))
 

@@ -53,6 +53,7 @@ class Served:
             "preprocessing": model.preprocessing,
             "low_res": list(model.low_res_shape),
             "mask_threshold": model.mask_threshold,
+            "token_maps": config.method != "none" and not model.prompt_aware,
             "browser_decoder": self.decoder_name() is not None,
             "passed": self.folder.manifest.results.passed,
         }

@@ -178,7 +178,7 @@ async function start() {
   try {
     const found = await api.exports();
     state.limits = found.limits;
-    state.panels = found.exports.map((about) => new Panel(about));
+    state.panels = found.exports.map((about) => new Panel(about, draw));
   } catch (error) {
     failed(error);
     return;

@@ -3,12 +3,13 @@
 import * as api from "./api.js";
 import * as decoding from "./decoding.js";
 import { overlap, painted, sampled } from "./masks.js";
+import { TokenView } from "./tokens.js";
 
 // Pixels of a canvas' longer side: small photos are enlarged, and masks of large ones are shown sampled, but kept whole.
 const SMALLEST = 1000, LARGEST = 1600;
 
 export class Panel {
-  constructor(about) {
+  constructor(about, redraw) {
     this.about = about;
     this.masks = [];
     this.layer = null;
@@ -17,7 +18,9 @@ export class Panel {
     this.canvas.tabIndex = 0;
     this.canvas.setAttribute("role", "img");
     this.caption = document.createElement("figcaption");
+    this.tokens = new TokenView(this, redraw);
     this.figure.append(this.canvas, this.caption);
+    if (about.token_maps) this.figure.append(this.tokens.box);
     this.title = about.method === "none" ? "dense" : `${about.method} ${about.rate ?? ""}`.trim();
   }
 
@@ -36,6 +39,7 @@ export class Panel {
     this.file = file;
     this.say("embedding …");
     this.image = null;
+    this.tokens.forget();
     const { signal } = this.sending;
     this.opening = api.embed(this.about.name, file, signal);
     const found = await this.opening;
@@ -128,6 +132,7 @@ export class Panel {
     const { canvas } = this, pen = canvas.getContext("2d");
     pen.clearRect(0, 0, canvas.width, canvas.height);
     pen.drawImage(this.photo, 0, 0, canvas.width, canvas.height);
+    this.tokens.draw(pen);
     if (this.layer) {
       const sheet = new OffscreenCanvas(canvas.width, canvas.height);
       sheet.getContext("2d").putImageData(this.layer, 0, 0);
