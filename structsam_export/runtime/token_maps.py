@@ -163,4 +163,5 @@ def _line_slots(joins: np.ndarray, length: int) -> np.ndarray:
     """Where each token of a line went, (R, N // 2) -> (R, N): odd tokens may join a neighbour."""
     steps = np.zeros((len(joins), length), np.int64)
     steps[:, 1::2] = joins
-    return np.cumsum(steps == 0, axis=1) - 1 + (steps == RIGHT)
+    found: np.ndarray = np.cumsum(steps == 0, axis=1) - 1 + (steps == RIGHT)
+    return found
