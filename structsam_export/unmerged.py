@@ -10,12 +10,17 @@ from structsam_export.errors import StructSAMError
 from structsam_export.folder import ExportFolder, is_export, onnx_name
 
 
-def unmerged_config(own: ExportFolder) -> ExportConfig:
-    """How the model of a folder is exported without merging, in FP32 and in the folder's form."""
+def unmerged_config(own: ExportFolder, checkpoint: str | None = None) -> ExportConfig:
+    """How the model of a folder is exported without merging, in FP32 and in the folder's form.
+
+    Args:
+        own: the folder.
+        checkpoint: where the weights are now; None: where they were.
+    """
     config = own.config
     return ExportConfig(
         config.model,
-        config.checkpoint,
+        config.checkpoint if checkpoint is None else checkpoint,
         config.preprocessing,
         method="none",
         precision="fp32",

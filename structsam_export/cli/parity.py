@@ -73,7 +73,7 @@ def validate(
     if unmerged_latency:
         from structsam_export.benchmark.baselines import baselines_of
 
-        baselines_of(str(folder))
+        baselines_of(str(folder), checkpoint)
     report = validate_folder(folder, images, checkpoint)
     if stored is not None and baseline is not None:
         check_photos(report, stored, baseline)

@@ -295,6 +295,11 @@ def test_a_phone(chromium, running):
     tab.until(said("mask in"))
     assert [len(panel) for panel in masks(tab)] == [1, 1]
     shot(tab, "phone")
+    tab.run("document.querySelector('.tokens button').click()")
+    tab.until("document.querySelector('.tokens output').textContent.startsWith('block 0,')")
+    assert tab.run("document.documentElement.scrollWidth") <= 360
+    sizes = "[...document.querySelectorAll('.tokens button, .tokens input')].map(b => b.getBoundingClientRect().height)"
+    assert min(tab.run(sizes)) >= 44
     assert not tab.errors
 
 
