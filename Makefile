@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-clients test-serve test-triton test-robustness accuracy clean
+.PHONY: demo test test-all test-clients test-serve test-triton test-robustness accuracy page clean
 
 demo: $(VENV)/.demo
 	$(BIN)/structsam-export --method structsam --rate 0.5 --backend tensorrt-rtx --target sm86,sm89 --force
@@ -33,6 +33,10 @@ test-triton: $(VENV)/.test
 # A server in a process of its own: load (SERVE_SECONDS, 60), SIGTERM, slow clients, and its page in Chromium (apt chromium).
 test-serve: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m serve -rs tests/serve
+
+# ONNX Runtime's WebAssembly for the page of serve, from npm; its files are in the repository, this makes them anew.
+page:
+	$(PYTHON) scripts/page_vendor
 
 test-robustness: $(VENV)/.test
 	ROBUSTNESS=large OMP_NUM_THREADS=1 $(BIN)/pytest --timeout 0 tests/robustness tests/test_supervise.py

@@ -60,3 +60,10 @@ def test_the_policy_allows_the_page_and_nothing_else(page):
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     assert f"style-src 'sha256-{digest}'" in policy
     assert " style=" not in page and set(re.findall(r'src="(\w+):', page)) == {"data"}
+
+
+def test_an_engine_that_ran_is_named():
+    engine = {"backend": "openvino", "version": "2026.1", "sm": "fp32", "executed": True}
+    report = {"config": {"precision": "fp32"}, "engine": engine}
+    assert html.names_of(report)["engine"] == "engine, openvino 2026.1, fp32"
+    assert html.names_of({**report, "engine": {**engine, "executed": False}})["engine"] == "engine"

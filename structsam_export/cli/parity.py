@@ -34,12 +34,18 @@ ci_options = options(
 @folder_argument
 @image_option
 @click.option("--checkpoint", metavar="PATH", help="Where the weights are now. Default: where they were.")
+@click.option(
+    "--unmerged-latency",
+    is_flag=True,
+    help="Also time the unmerged model on ONNX Runtime; exported beside FOLDER first, if it is not there.",
+)
 @ci_options
 @json_option
 def validate(
     folder: Path,
     images: tuple[str, ...],
     checkpoint: str | None,
+    unmerged_latency: bool,
     baseline: Path | None,
     update_baseline: bool,
     max_slowdown: float | None,
@@ -64,6 +70,10 @@ def validate(
     for path, option in ((junit, "--junit"), (summary, "--summary")):
         check_file(path, option)
     stored = None if baseline is None else opened(baseline, folder, update_baseline)
+    if unmerged_latency:
+        from structsam_export.benchmark.baselines import baselines_of
+
+        baselines_of(str(folder), checkpoint)
     report = validate_folder(folder, images, checkpoint)
     if stored is not None and baseline is not None:
         check_photos(report, stored, baseline)

@@ -20,6 +20,7 @@ NAMES = {
     "onnx_raw": "ONNX as traced",
     "onnx_fp32": "ONNX rewritten, FP32",
     "onnx": "ONNX rewritten",
+    "onnx_unmerged": "ONNX rewritten, nothing merged, FP32",
     "engine": "engine",
 }
 
@@ -49,9 +50,13 @@ def policy(style: str) -> str:
 
 
 def names_of(report: dict[str, Any]) -> dict[str, str]:
-    """What the stages of a report are called; a low precision says how it was computed."""
-    kind = report["config"]["precision"]
-    return NAMES if kind == "fp32" else NAMES | {"onnx": f"ONNX rewritten, {kind.upper()}, fake-quantised"}
+    """What the stages of a report are called; a low precision says how it was computed, an engine whose it is."""
+    kind, names = report["config"]["precision"], dict(NAMES)
+    if kind != "fp32":
+        names["onnx"] = f"ONNX rewritten, {kind.upper()}, fake-quantised"
+    if (engine := report.get("engine")) and engine["executed"]:
+        names["engine"] = f"engine, {engine['backend']} {engine['version']}, {engine['sm']}"
+    return names
 
 
 def number(value: Any) -> str:

@@ -24,6 +24,7 @@ from structsam_export.runtime.regions import (
     xywh,
 )
 
+Embed = Callable[[Sequence[Crop]], list[EmbeddedImage]]
 OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
 
 
@@ -120,20 +121,40 @@ class AutomaticMaskGenerator:
             ImageError: another type or shape.
         """
         check_image(image)
-        found = self._candidates(image, progress or (lambda done, of: None))
+
+        def embed(group: Sequence[Crop]) -> list[EmbeddedImage]:
+            return self.predictor.embed([crop.of(image) for crop in group])
+
+        return self._generated((image.shape[0], image.shape[1]), embed, progress)
+
+    def generate_embedded(
+        self, embedding: EmbeddedImage, progress: Callable[[int, int], None] | None = None
+    ) -> list[dict[str, Any]]:
+        """As `generate`, of a photo that `Predictor.embed` has embedded: it is not embedded again.
+
+        Raises:
+            UsageError: with `crop_n_layers`, as crops have embeddings of their own.
+        """
+        if self.crop_n_layers:
+            raise UsageError("Crops are embedded one by one. Pass the photo to generate, or crop_n_layers=0.")
+        return self._generated(embedding.original_size, lambda group: [embedding], progress)
+
+    def _generated(
+        self, size: tuple[int, int], embed: Embed, progress: Callable[[int, int], None] | None
+    ) -> list[dict[str, Any]]:
+        found = self._candidates(size, embed, progress or (lambda done, of: None))
         if self.min_mask_region_area > 0:
             found = self._tidied(found)
         return [self._record(candidate) for candidate in found]
 
-    def _candidates(self, image: np.ndarray, progress: Callable[[int, int], None]) -> list[Candidate]:
-        size = image.shape[0], image.shape[1]
+    def _candidates(self, size: tuple[int, int], embed: Embed, progress: Callable[[int, int], None]) -> list[Candidate]:
         every = crops(size, self.crop_n_layers, self.crop_overlap_ratio)
         total, done = sum(len(self.point_grids[crop.layer]) for crop in every), 0
         found: list[Candidate] = []
         step = self.predictor.model.batch
         for first in range(0, len(every), step):
             group = every[first : first + step]
-            for crop, embedding in zip(group, self.predictor.embed([crop.of(image) for crop in group])):
+            for crop, embedding in zip(group, embed(group)):
                 points = self.point_grids[crop.layer] * np.array(embedding.original_size)[::-1]
                 own: list[Candidate] = []
                 for start in range(0, len(points), self.points_per_batch):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
@@ -19,13 +21,28 @@ from structsam_export.serve.answers import npy
 from structsam_export.serve.guard import refusal
 from structsam_export.serve.line import Job, Line
 from structsam_export.serve.metrics import Metrics
+from structsam_export.serve.pictures import is_id
 from structsam_export.serve.refusals import Gone, Refused, busy, refusal_of
-from structsam_export.serve.requests import EverythingRequest, Form, PredictRequest, RemoteRequest, parsed
+from structsam_export.serve.requests import (
+    EverythingRequest,
+    Form,
+    PredictRequest,
+    RemoteRequest,
+    TokensRequest,
+    parsed,
+)
 from structsam_export.serve.segmenting import Segmenter
 from structsam_export.serve.settings import Settings
 
 T = TypeVar("T")
-TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+TYPES = {
+    ".html": "text/html",
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".mjs": "text/javascript",
+    ".svg": "image/svg+xml",
+    ".wasm": "application/wasm",
+}
 GONE = 499  # as nginx logs a client that left
 # What X-AnyLabeling shows for a model that takes points and rectangles.
 WIDGETS = ("button_add_point", "button_remove_point", "button_add_rect", "button_clear", "button_finish_object")
@@ -55,6 +72,9 @@ class API:
             Route("/v1/embed", self.embed, methods=["POST"]),
             Route("/v1/predict", self.predict, methods=["POST"]),
             Route("/v1/everything", self.everything, methods=["POST"]),
+            Route("/v1/tokens", self.tokens, methods=["POST"]),
+            Route("/v1/embedding", self.embedding, methods=["GET"]),
+            Route("/v1/decoder", self.decoder, methods=["GET"]),
             Route("/v1/models", self.models, methods=["GET"]),
             Route("/v1/exports", self.exports, methods=["GET"]),
             Route("/healthz", self.health, methods=["GET"]),
@@ -62,6 +82,7 @@ class API:
             Route("/openapi.json", self.openapi, methods=["GET"]),
             Route("/", page, name="page"),
             Route("/{file}", page, name="page"),
+            Route("/vendor/{vendored}", page, name="page"),
         ]
 
     # ---- Questions about pictures
@@ -84,6 +105,30 @@ class API:
 
         return await self.clicks.run(work, gone(request))
 
+    async def embedding(self, request: Request) -> Response:
+        """The embedding of a picture that was sent before, for a decoder in a browser: float32, little-endian."""
+        name, image = request.query_params.get("export"), request.query_params.get("image", "")
+        served = self.segmenter.export(name)
+        if not is_id(image):
+            raise Refused(422, "image is a picture's name, as /v1/embed gives it.")
+
+        def work(job: Job) -> Response:
+            features = self.segmenter.found(served, image).embedded.features
+            if features is None:
+                raise Refused(422, "A prompt-aware export has no embedding of a picture alone.")
+            return Response(np.ascontiguousarray(features, "<f4").tobytes(), media_type="application/octet-stream")
+
+        return await self.clicks.run(work, gone(request))
+
+    async def decoder(self, request: Request) -> Response:
+        """An export's decoder, an ONNX file; verified again, as it is read again."""
+        served = self.segmenter.export(request.query_params.get("export"))
+        name = served.decoder_name()
+        if name is None:
+            raise Refused(404, "This export has no decoder for browsers. Ask /v1/predict.")
+        path = await asyncio.to_thread(served.folder.verified, name)
+        return FileResponse(path, media_type="application/octet-stream")
+
     async def predict(self, request: Request) -> Response:
         """Masks of one object; a body with a `model` is X-AnyLabeling's."""
         body = await self.json(request)
@@ -102,6 +147,15 @@ class API:
 
         def work(job: Job) -> Response:
             return JSONResponse(self.segmenter.everything(parsed(EverythingRequest, body), job))
+
+        return await self.everything_line.run(work, gone(request))
+
+    async def tokens(self, request: Request) -> Response:
+        """Maps of merged tokens."""
+        body = await self.json(request)
+
+        def work(job: Job) -> Response:
+            return JSONResponse(self.segmenter.tokens(parsed(TokensRequest, body), job))
 
         return await self.everything_line.run(work, gone(request))
 
@@ -196,15 +250,27 @@ def gone(request: Request) -> Callable[[], Awaitable[None]]:
     return left
 
 
-PAGE = {path.name: path for path in Path(__file__).with_name("page").iterdir()}
+ROOT = Path(__file__).with_name("page")
+PAGE = {str(path.relative_to(ROOT)): path for path in ROOT.rglob("*") if path.is_file()}
+PACKED = ".gz"  # files that are kept as browsers take them
 
 
 async def page(request: Request) -> Response:
     """A file of the page; there are no others."""
-    path = PAGE.get(request.path_params.get("file", "index.html"))
-    if path is None:
+    vendored = request.path_params.get("vendored")
+    name = f"vendor/{vendored}" if vendored else request.path_params.get("file", "index.html")
+    path = PAGE.get(name)
+    # Another version comes with another release; its 14 MB need not be read for each visit.
+    kept = {"Cache-Control": "private, max-age=86400"} if vendored else {}
+    if path is None and (packed := PAGE.get(name + PACKED)) is not None:
+        if "gzip" in request.headers.get("accept-encoding", ""):
+            kept["Content-Encoding"] = "gzip"
+            return FileResponse(packed, media_type=TYPES[Path(name).suffix], headers=kept)
+        whole = await asyncio.to_thread(lambda: gzip.decompress(packed.read_bytes()))
+        return Response(whole, media_type=TYPES[Path(name).suffix], headers=kept)
+    if path is None or path.suffix not in TYPES:
         raise HTTPException(404)
-    return FileResponse(path, media_type=TYPES[path.suffix])
+    return FileResponse(path, media_type=TYPES[path.suffix], headers=kept)
 
 
 # ---- What goes wrong

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from structsam_export.errors import UsageError
-from structsam_export.folder import ExportFolder
+from structsam_export.folder import ExportFolder, companion, onnx_name
 from structsam_export.runtime import Predictor
+
+# Whether the package has ONNX Runtime's WebAssembly (scripts/page_vendor); a checkout may leave it out.
+VENDORED = (Path(__file__).parent / "page" / "vendor" / "vendor.json").is_file()
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,15 @@ class Served:
     predictor: Predictor
     folder: ExportFolder
 
+    def decoder_name(self) -> str | None:
+        """The file that a browser can decode with; None where there is no such file.
+
+        An embedding of a prompt-aware export belongs to its prompt, and weights beside a graph are out of reach.
+        """
+        name = onnx_name("decoder")
+        beside = companion(name) in self.folder.manifest.files
+        return None if beside or self.predictor.model.prompt_aware or not VENDORED else name
+
     def about(self) -> dict[str, Any]:
         """What clients are told of it, as plain values."""
         model, config = self.predictor.model, self.folder.config
@@ -38,6 +50,11 @@ class Served:
             "backend": model.backend,
             "image_size": model.size,
             "prompt_aware": model.prompt_aware,
+            "preprocessing": model.preprocessing,
+            "low_res": list(model.low_res_shape),
+            "mask_threshold": model.mask_threshold,
+            "token_maps": config.method != "none" and not model.prompt_aware,
+            "browser_decoder": self.decoder_name() is not None,
             "passed": self.folder.manifest.results.passed,
         }
 

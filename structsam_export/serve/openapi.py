@@ -7,7 +7,7 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from structsam_export import __version__
-from structsam_export.serve.requests import EverythingRequest, PredictRequest, RemoteRequest
+from structsam_export.serve.requests import EverythingRequest, PredictRequest, RemoteRequest, TokensRequest
 
 REF = "#/components/schemas/"
 REASONS = {
@@ -23,6 +23,8 @@ REASONS = {
     "503": "It took too long.",
 }
 NUMBER, TEXT = {"type": "number"}, {"type": "string"}
+BYTES = "application/octet-stream"
+IMAGE = {"name": "image", "in": "query", "required": True, "schema": TEXT, "description": "A picture's name."}
 HEAD = {
     "image": {"type": "string", "description": "The picture's name, for later questions."},
     "export": TEXT,
@@ -41,7 +43,9 @@ MASK = {
 
 def document() -> dict[str, Any]:
     """OpenAPI 3.1."""
-    kinds: list[Any] = [(kind, "validation") for kind in (PredictRequest, EverythingRequest, RemoteRequest)]
+    kinds: list[Any] = [
+        (kind, "validation") for kind in (PredictRequest, EverythingRequest, TokensRequest, RemoteRequest)
+    ]
     _, found = models_json_schema(kinds, ref_template=REF + "{model}")
     schemas = {**found["$defs"], **_answers()}
     return {
@@ -60,7 +64,22 @@ def _answers() -> dict[str, Any]:
         "Failure": {"error": TEXT},
         "Embedded": embedded,
         "Predicted": {**embedded, "masks": masks, "decode_ms": NUMBER},
-        "Everything": {**HEAD, "masks": masks, "decode_ms": NUMBER},
+        "Everything": {**embedded, "masks": masks, "decode_ms": NUMBER},
+    }
+    integers = {"type": "array", "items": {"type": "integer"}}
+    forms["Tokens"] = {
+        "image": TEXT,
+        "export": TEXT,
+        "cached": {"type": "boolean"},
+        "grid": {**integers, "description": "Rows and columns of tokens."},
+        "layers": {"type": "array", "items": {"$ref": REF + "TokenMap"}},
+        "total_ms": NUMBER,
+    }
+    forms["TokenMap"] = {
+        "block": {"type": "integer"},
+        "kind": {"type": "string", "description": "merge, grid (from this block on), keys or mlp (left out)."},
+        "window": {"type": "integer", "description": "Side of the attention windows in tokens; 0: global."},
+        "groups": {**integers, "description": "Row by row: tokens of one number are treated as one."},
     }
     mask = {**MASK, "low_res": TEXT, "stability": NUMBER, "point": {"type": "array", "items": NUMBER}}
     made = {name: {"type": "object", "properties": of, "required": [*of]} for name, of in forms.items()}
@@ -77,6 +96,11 @@ def _paths() -> dict[str, Any]:
             "post": _post("Masks of one object", _json("PredictRequest", "RemoteRequest"), "Predicted"),
         },
         "/v1/everything": {"post": _post("Masks of all objects", _json("EverythingRequest"), "Everything")},
+        "/v1/tokens": {"post": _post("Tokens that are treated as one", _json("TokensRequest"), "Tokens")},
+        "/v1/embedding": {
+            "get": _get("An embedding, float32, little-endian, (1, C, h, w)", BYTES) | {"parameters": [export, IMAGE]}
+        },
+        "/v1/decoder": {"get": _get("An export's decoder, an ONNX file", BYTES) | {"parameters": [export]}},
         "/v1/models": {"get": _get("Exports as X-AnyLabeling lists models")},
         "/v1/exports": {"get": _get("Exports, and the limits of the server")},
         "/healthz": {"get": _get("Whether requests are taken")},

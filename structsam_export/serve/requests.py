@@ -44,6 +44,15 @@ class PredictRequest(Asked):
     low_res: bool = Field(False, description="Also give the logits of each mask, for a later `mask_input`.")
 
 
+class TokensRequest(BaseModel):
+    """Which tokens of a picture each block of an encoder treats as one."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    image: str = Field(description="A picture's name, or its file as a data URI or in base64.", min_length=1)
+    export: str | None = Field(None, description="Which export, by its name; the first one where it is left out.")
+
+
 class EverythingRequest(Asked):
     """All objects of a picture, from a grid of points."""
 

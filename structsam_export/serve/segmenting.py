@@ -13,6 +13,7 @@ import numpy as np
 
 from structsam_export.errors import shortened
 from structsam_export.runtime import AutomaticMaskGenerator, EmbeddedImage
+from structsam_export.runtime.token_maps import TokenMap, token_maps
 from structsam_export.serve import pictures
 from structsam_export.serve.answers import floats_as_text, mask_record, run_record
 from structsam_export.serve.cache import Cache
@@ -20,10 +21,11 @@ from structsam_export.serve.exports import Served
 from structsam_export.serve.line import Job
 from structsam_export.serve.polygons import polygons
 from structsam_export.serve.refusals import Refused
-from structsam_export.serve.requests import EverythingRequest, Mark, PredictRequest, RemoteRequest
+from structsam_export.serve.requests import EverythingRequest, Mark, PredictRequest, RemoteRequest, TokensRequest
 from structsam_export.serve.settings import Settings
 
 Masks = tuple[np.ndarray, np.ndarray, np.ndarray]
+MAPS = 4 << 20  # bytes of token maps that are kept
 LABEL = "AUTOLABEL_OBJECT"  # X-AnyLabeling asks its user for the name of such shapes
 
 
@@ -47,6 +49,7 @@ class Segmenter:
         self.exports, self.settings = exports, settings
         half = settings.cache_bytes // 2
         self.files: Cache[bytes] = Cache(half, len)
+        self.maps: Cache[list[TokenMap]] = Cache(MAPS, lambda maps: sum(one.groups.nbytes for one in maps))
         self.embeddings: Cache[EmbeddedImage] = Cache(half, _bytes_of)
 
     def export(self, name: str | None) -> Served:
@@ -155,8 +158,7 @@ class Segmenter:
             Refused, UsageError: what was asked for is not possible.
             Gone: nobody waits any longer.
         """
-        served, data = self.export(asked.export), self.file(asked.image)
-        pixels = pictures.read(data, self.settings.pixels)
+        served = self.export(asked.export)
         generator = AutomaticMaskGenerator(
             served.predictor,
             points_per_side=asked.points_per_side,
@@ -166,17 +168,33 @@ class Segmenter:
             points_per_batch=32,  # between two of them it is noticed that a client has left
             output_mode="uncompressed_rle",
         )
+        one = self.found(served, asked.image)
         began = time.perf_counter()
-        records = generator.generate(pixels, lambda done, of: job.check())
-        return {
-            "image": pictures.id_of(data),
-            "export": served.name,
-            "width": pixels.shape[1],
-            "height": pixels.shape[0],
-            "masks": [run_record(record, asked.encoding) for record in records],
-            "decode_ms": _ms(time.perf_counter() - began),
-            "total_ms": _ms(time.perf_counter() - job.asked),
-        }
+        records = generator.generate_embedded(one.embedded, lambda done, of: job.check())
+        decoded = time.perf_counter() - began
+        masks = [run_record(record, asked.encoding) for record in records]
+        return {**self.head(served, one, job), "masks": masks, "decode_ms": _ms(decoded)}
+
+    def tokens(self, asked: TokensRequest, job: Job) -> dict[str, Any]:
+        """Which tokens of a picture each block treats as one, as the export's own encoder decides.
+
+        Raises:
+            Refused, UsageError: there is no such map.
+        """
+        served, data = self.export(asked.export), self.file(asked.image)
+        name = pictures.id_of(data)
+
+        def make() -> list[TokenMap]:
+            return token_maps(served.folder, pictures.read(data, self.settings.pixels))
+
+        maps, cached = self.maps.made((served.name, name), make)
+        rows = [
+            {"block": one.block, "kind": one.kind, "window": one.window, "groups": _numbered(one.groups)}
+            for one in maps
+        ]
+        height, width = maps[0].groups.shape
+        about = {"image": name, "export": served.name, "cached": cached, "grid": [height, width], "layers": rows}
+        return {**about, "total_ms": _ms(time.perf_counter() - job.asked)}
 
     def remote(self, asked: RemoteRequest, job: Job) -> dict[str, Any]:
         """The same as `predict` for X-AnyLabeling: polygons of the best mask.
@@ -233,6 +251,12 @@ def _prompt_of(marks: list[Mark]) -> dict[str, Any] | None:
         "point_labels": np.array(labels) if points else None,
         "box": box,
     }
+
+
+def _numbered(groups: np.ndarray) -> list[int]:
+    """Groups (H, W) row by row, numbered from 0."""
+    numbers: list[int] = np.unique(groups, return_inverse=True)[1].ravel().tolist()
+    return numbers
 
 
 def _bytes_of(one: EmbeddedImage) -> int:

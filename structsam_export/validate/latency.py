@@ -11,6 +11,7 @@ from structsam_export.console import stage
 from structsam_export.eager import timed_encoder
 from structsam_export.folder import companion
 from structsam_export.timing import interleaved, percentiles
+from structsam_export.unmerged import unmerged_beside
 
 if TYPE_CHECKING:
     from structsam_export.folder import ExportFolder
@@ -20,13 +21,15 @@ if TYPE_CHECKING:
 # Above this, two encoders side by side would cost too much memory; latency then comes from the validation runs.
 INTERLEAVE_LIMIT = 1_000_000_000
 ROUNDS = 7
+UNMERGED = "onnx_unmerged"
 
 
 def latency(found: Validation, job: Job, folder: ExportFolder, *, weights_freed: bool) -> dict[str, Any]:
     """Encoder latency in milliseconds of one batch on this machine's CPU, by stage.
 
     Small models are timed in interleaved rounds; where that would not fit in memory, the validation runs' own times
-    are given (`interleaved` says which).
+    are given (`interleaved` says which). "onnx_unmerged" is the stock encoder, rewritten, on the same runtime: timed
+    where its export lies beside the folder (`unmerged`), so that merging is not mixed up with the runtime.
 
     Args:
         found: the stages that ran.
@@ -50,6 +53,9 @@ def latency(found: Validation, job: Job, folder: ExportFolder, *, weights_freed:
             "onnx_raw": lambda: raw.infer(feed),
             "onnx" if job.config.precision == "fp32" else "onnx_fp32": lambda: rewritten.infer(feed),
         }
+        if (unmerged := unmerged_beside(folder)) is not None:  # loaded, not traced: a fifth more of this stage
+            plain = active.enter_context(ort.runner(unmerged.onnx("encoder"), UNMERGED))
+            calls[UNMERGED] = lambda: plain.infer({"image": feed["image"]})
         if (pair := folder.engines_here()) is not None:
             engine = active.enter_context(pair.backend.runner(folder.verified(pair.encoder.file), "engine"))
             calls["engine"] = lambda: engine.infer(feed)

@@ -12,6 +12,7 @@ from structsam_export.benchmark.baselines import baselines_of
 from structsam_export.config import ExportConfig
 from structsam_export.errors import ArtifactError
 from structsam_export.folder import ExportFolder
+from structsam_export.unmerged import unmerged_beside
 
 SMALL = outer_product(4, 4)
 SHA = "a" * 64
@@ -89,6 +90,20 @@ def test_reused_whatever_engines_it_was_made_for(made, ours):
     folder_of(ours.parent / "w-none-r0-fp32", SMALL, sha256=SHA, **config)
     baselines_of(str(ours))
     assert made == []
+
+
+def test_found_beside_the_folder_only_if_it_is_the_same_model(made, ours):
+    own = ExportFolder.read(ours)
+    assert unmerged_beside(own) is None
+    beside = ours.parent / "w-none-r0-fp32"
+    folder_of(beside, SMALL, sha256="b" * 64, **{**vars(bare()), "rate": 0.0})
+    assert unmerged_beside(own) is None  # other weights
+    baselines_of(str(ours), "moved/w.pth")
+    assert made[0].checkpoint == "moved/w.pth"
+    found = unmerged_beside(own)
+    assert found is not None and found.path == beside
+    (beside / "manifest.json").write_text("{}")
+    assert unmerged_beside(own) is None  # none of ours
 
 
 @pytest.mark.parametrize(("form", "opset"), [("attention", 23), ("ort-cpu", 20)])

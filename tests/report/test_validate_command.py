@@ -79,3 +79,18 @@ def test_options_that_need_a_baseline(in_process, tmp_path):
     assert photo.read_bytes() == b"\xff\xd8"
     status, _, err = in_process("validate", tmp_path, "--junit", tmp_path / "no" / "file.xml")
     assert status == 2
+
+
+def test_the_unmerged_model_is_timed_on_the_same_runtime(folder, in_process):
+    title = "ONNX rewritten, nothing merged, FP32"
+    status, out, err = in_process("validate", folder, "--json")
+    assert status == 0, err
+    assert "onnx_unmerged" not in json.loads(out)["latency"]
+    assert "--unmerged-latency" in (folder / "report.html").read_text()
+    status, _, err = in_process("validate", folder, "--unmerged-latency")
+    assert status == 0, err
+    beside = [path for path in folder.parent.iterdir() if "-none-r0-" in path.name]
+    status, out, err = in_process("validate", folder, "--json")  # what is there now is timed without being asked for
+    assert status == 0, err
+    assert len(beside) == 1 and json.loads(out)["latency"]["onnx_unmerged"]["n"] > 1
+    assert title in (folder / "report.html").read_text()

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
+import json
+from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,9 +16,10 @@ from serve.small_pictures import png
 
 from structsam_export.runtime import AutomaticMaskGenerator
 from structsam_export.runtime.regions import mask_of
-from structsam_export.serve import openapi, pictures
+from structsam_export.serve import api, openapi, pictures
 from structsam_export.serve.polygons import polygons, simplified
 
+VENDOR = Path(api.__file__).parent / "page" / "vendor" / "vendor.json"
 POINT = {"points": [[20, 24], [50, 10]], "labels": [1, 0]}
 
 
@@ -100,6 +105,16 @@ def test_everything_is_the_generators(client, picture):
         assert np.array_equal(mask_of(row["segmentation"]), record["segmentation"])
 
 
+def test_everything_embeds_a_picture_that_is_there_no_second_time(client, picture):
+    body = {"image": embedded(client, picture), "points_per_side": 2, "min_iou": 0, "min_stability": 0}
+    served = next(iter(client.served.values()))
+    with mock.patch.object(served.predictor.model.encoder, "infer", side_effect=AssertionError("embedded again")):
+        found = client.post("/v1/everything", json=body).json()
+    assert found["cached"] and found["embed_ms"] == 0 and found["masks"]
+    new = base64.b64encode(png(40, 30, 7)).decode()
+    assert not client.post("/v1/everything", json={**body, "image": new}).json()["cached"]
+
+
 def test_an_embedding_is_a_numpy_file(client, picture):
     answer = client.post("/v1/embed?format=npy", content=picture)
     found = np.load(io.BytesIO(answer.content), allow_pickle=False)
@@ -131,6 +146,52 @@ def test_a_forgotten_picture_is_said_so(serving, picture):
     client = serving(cache_bytes=0)
     answer = client.post("/v1/predict", json={"image": embedded(client, picture), **POINT})
     assert answer.status_code == 404 and "Send it to /v1/embed again" in answer.json()["error"]
+
+
+# ---- For the page
+
+
+def test_a_browser_gets_the_decoder_and_the_embedding(client, picture, tiny):
+    name = embedded(client, picture)
+    found = client.get("/v1/embedding", params={"image": name})
+    served = next(iter(client.served.values()))
+    [embedding] = served.predictor.embed([pictures.read(picture, 10**6)])
+    assert found.content == embedding.features.astype("<f4").tobytes()
+    assert client.get("/v1/embedding", params={"image": "0" * 64}).status_code == 404
+    assert client.get("/v1/embedding", params={"image": "../x"}).status_code == 422
+    assert client.get("/v1/decoder").content == (tiny / "decoder.onnx").read_bytes()
+    assert client.get("/v1/decoder", params={"export": "../x"}).status_code == 404
+    [about] = client.get("/v1/exports").json()["exports"]
+    assert about["browser_decoder"] and about["low_res"] == [24, 24]
+
+
+def test_webassembly_is_what_npm_has(client):
+    """Every file of the package has the hash that was recorded when it came from npm, packed or not."""
+    recorded = json.loads(VENDOR.read_text())
+    assert set(recorded["sha256"]) == {
+        path.name.removesuffix(".gz") for path in VENDOR.parent.iterdir() if ".mjs" in path.name or ".wasm" in path.name
+    }
+    for name, digest in recorded["sha256"].items():
+        for accepted in ("gzip", "identity"):
+            answer = client.get(f"/vendor/{name}", headers={"Accept-Encoding": accepted})
+            assert hashlib.sha256(answer.content).hexdigest() == digest
+            packed = name.endswith(".wasm") and accepted == "gzip"
+            assert answer.headers.get("content-encoding") == ("gzip" if packed else None)
+        assert answer.headers["content-type"].startswith(("text/javascript", "application/wasm"))
+    assert client.get("/vendor/..%2Findex.html").status_code == 404
+    assert client.get("/vendor/none.mjs").status_code == 404
+
+
+def test_token_maps_come_once(client, picture):
+    name = embedded(client, picture)
+    first, second = (client.post("/v1/tokens", json={"image": name}).json() for _ in range(2))
+    assert (first["cached"], second["cached"]) == (False, True) and first["layers"] == second["layers"]
+    rows, columns = first["grid"]
+    assert (rows, columns) == (5, 6)  # 48 x 64 px in a square of 96: 72 px are 4.5 tokens
+    for layer in first["layers"]:
+        assert len(layer["groups"]) == rows * columns and set(layer["groups"]) == set(range(max(layer["groups"]) + 1))
+    assert any(len(set(layer["groups"])) < rows * columns for layer in first["layers"])
+    assert client.post("/v1/tokens", json={"image": "0" * 64}).status_code == 404
 
 
 # ---- X-AnyLabeling
@@ -197,6 +258,7 @@ def test_openapi_describes_what_is_answered(client, picture):
         "Embedded": client.post("/v1/embed", content=picture),
         "Predicted": client.post("/v1/predict", json={"image": name, **POINT}),
         "Everything": client.post("/v1/everything", json={"image": name, **grid}),
+        "Tokens": client.post("/v1/tokens", json={"image": name}),
         "Failure": client.post("/v1/predict", json={}),
     }
     for kind, answer in asked.items():

@@ -16,7 +16,9 @@ from serve.processes import server
 from small_exports import rewritten
 from trace_cache import cached_file
 
+from structsam_export.folder import ExportFolder
 from structsam_export.runtime import Predictor, read_image
+from structsam_export.runtime.token_maps import token_maps
 
 pytestmark = [
     pytest.mark.serve,
@@ -125,6 +127,97 @@ def test_clicks_and_boxes_are_the_predictors(photo, folders):
     shot(tab, "box")
 
 
+HERE = """import("./decoding.js").then(d => d.broken() ? [d.broken()]
+  : window.structsam.panels.every(p => d.ready(p.about, p.image)))"""
+
+
+def decoded_by(tab):
+    """Where the shown masks come from."""
+    return tab.run("window.structsam.panels.map(panel => panel.place)")
+
+
+def test_the_browsers_decoder_is_the_predictors(photo, folders, running):
+    tab = photo
+    assert tab.until(HERE) is True
+    before = len([line for line in running.lines("request") if line["route"] == "/v1/predict"])
+    prompts = [
+        ({"points": [(45, 55, 1)]}, {"point_coords": np.array([[45, 55]]), "point_labels": np.array([1])}),
+        ({"box": [338, 16, 381, 62]}, {"box": np.array([338, 16, 381, 62])}),
+        (
+            {"points": [(350, 30, 1), (20, 290, 0)], "box": [338, 16, 381, 62]},
+            {
+                "point_coords": np.array([[350, 30], [20, 290]]),
+                "point_labels": np.array([1, 0]),
+                "box": np.array([338, 16, 381, 62]),
+            },
+        ),
+    ]
+    for steps, prompt in prompts:
+        tab.key("Escape")
+        for x, y, label in steps.get("points", ()):
+            tab.mouse(place(tab, x, y), button="left" if label else "right")
+        if "box" in steps:
+            x0, y0, x1, y1 = steps["box"]
+            tab.mouse(place(tab, x0, y0), place(tab, (x0 + x1) / 2, (y0 + y1) / 2), place(tab, x1, y1))
+        tab.until("window.structsam.idle()")
+        tab.until(said("in this browser"))
+        assert decoded_by(tab) == ["in this browser"] * 2
+        check(tab, folders, **prompt)
+    after = len([line for line in running.lines("request") if line["route"] == "/v1/predict"])
+    assert after == before  # no click asked the server
+    here = masks(tab)
+    tab.run("document.getElementById('here').click()")
+    tab.until(said("on the server"))
+    tab.until("window.structsam.idle()")
+    for (mine,), (servers,) in zip(here, masks(tab)):
+        assert (mine != servers).mean() < 1e-4, (mine != servers).sum()
+    # The policy lets WebAssembly be compiled and no text be run.
+    found = tab.send("Runtime.evaluate", expression="(0, eval)('1')", allowUnsafeEvalBlockedByCSP=False)
+    assert "unsafe-eval" in found["exceptionDetails"]["exception"]["description"]
+    tab.errors.clear()
+
+
+def test_without_webassembly_the_server_decodes(chromium, running, folders):
+    tab = chromium
+    script = "delete globalThis.Worker; globalThis.Worker = class { constructor() { throw new Error('none here'); } };"
+    made = tab.send("Page.addScriptToEvaluateOnNewDocument", source=script)
+    try:
+        tab.visit(running.url)
+        tab.until(f"{STATUS}.startsWith('Ready')")
+        tab.choose("#file", PHOTO)
+        tab.until(said("embedded in"))
+        tab.mouse(place(tab, 45, 55))
+        tab.until(said("on the server"))
+        tab.until("window.structsam.idle()")
+        check(tab, folders, point_coords=np.array([[45, 55]]), point_labels=np.array([1]))
+    finally:
+        tab.send("Page.removeScriptToEvaluateOnNewDocument", identifier=made["identifier"])
+
+
+def test_merged_tokens_block_by_block(photo, folders):
+    tab = photo
+    buttons = tab.run("document.querySelectorAll('.tokens button').length")
+    assert buttons == 1  # the dense export has no map
+    tab.run("document.querySelector('.tokens button').focus()")
+    tab.key("Enter", "\r")
+    tab.until("document.querySelector('.tokens output').textContent.startsWith('block 0,')")
+    before = tab.run("document.querySelector('canvas').toDataURL()")
+    tab.run("document.querySelector('.tokens input').focus()")
+    send = {"windowsVirtualKeyCode": 39, "code": "ArrowRight", "key": "ArrowRight"}
+    for _ in range(2):
+        tab.send("Input.dispatchKeyEvent", type="keyDown", **send)
+        tab.send("Input.dispatchKeyEvent", type="keyUp", **send)
+    tab.until("document.querySelector('.tokens output').textContent.startsWith('block 2,')")
+    text = tab.run("document.querySelector('.tokens input').getAttribute('aria-valuetext')")
+    maps = {m.block: m for m in token_maps(ExportFolder.read(folders[0]), read_image(PHOTO))}
+    groups = len(np.unique(maps[2].groups))
+    assert f"{maps[2].groups.size} tokens in {groups} groups" in text and groups < maps[2].groups.size
+    assert tab.run("document.querySelector('canvas').toDataURL()") != before
+    shot(tab, "tokens")
+    tab.run("document.querySelector('.tokens button').click()")
+    assert tab.run("document.querySelector('.tokens label').hidden")
+
+
 def test_a_click_waits_for_the_embedding(tab, folders):
     tab.choose("#file", PHOTOS / "coffee.jpg")
     tab.until("document.querySelector('canvas').clientWidth > 0 && !document.getElementById('panels').hidden")
@@ -202,6 +295,11 @@ def test_a_phone(chromium, running):
     tab.until(said("mask in"))
     assert [len(panel) for panel in masks(tab)] == [1, 1]
     shot(tab, "phone")
+    tab.run("document.querySelector('.tokens button').click()")
+    tab.until("document.querySelector('.tokens output').textContent.startsWith('block 0,')")
+    assert tab.run("document.documentElement.scrollWidth") <= 360
+    sizes = "[...document.querySelectorAll('.tokens button, .tokens input')].map(b => b.getBoundingClientRect().height)"
+    assert min(tab.run(sizes)) >= 44
     assert not tab.errors
 
 

@@ -22,6 +22,7 @@ async function ask(path, options = {}) {
     await new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
     options.signal?.throwIfAborted();
   }
+  if (answer.ok && options.raw) return answer.arrayBuffer();
   const body = await answer.json().catch(() => ({}));
   if (!answer.ok) throw new Refused(answer.status, body.error || `The server answered ${answer.status}.`);
   return body;
@@ -35,5 +36,10 @@ export const exports = () => ask("v1/exports");
 export const embed = (name, file, signal) => ask(`v1/embed?export=${encodeURIComponent(name)}`, {
   method: "POST", signal, body: file, headers: { "Content-Type": file.type || "application/octet-stream" },
 });
+const query = (about) => new URLSearchParams(about).toString();
+export const decoder = (name) => ask(`v1/decoder?${query({ export: name })}`, { raw: true });
+// float32, without a head: its shape is known.
+export const embedding = (name, image, signal) => ask(`v1/embedding?${query({ export: name, image })}`, { raw: true, signal });
+export const tokens = (body, signal) => ask("v1/tokens", asJson(body, signal));
 export const predict = (body, signal) => ask("v1/predict", asJson(body, signal));
 export const everything = (body, signal) => ask("v1/everything", asJson(body, signal));

@@ -52,7 +52,7 @@ async function update() {
   draw();
   const asked = { ...(box ? { box } : {}) };
   if (points.length) Object.assign(asked, { points: points.map(([x, y]) => [x, y]), labels: points.map((p) => p[2]) });
-  await all((panel) => panel.predict(asked));
+  await all((panel) => panel.predict(asked, at("here").checked));
 }
 
 // Every shown panel does something; each is drawn as soon as it is done.
@@ -155,6 +155,7 @@ function listen() {
   at("file").addEventListener("change", (event) => { open(event.target.files[0]); event.target.value = ""; });
   for (const [id, action] of [["undo", undo], ["clear", clear], ["everything", everything], ["save", save]]) at(id).addEventListener("click", action);
   at("shown").addEventListener("change", choose);
+  at("here").addEventListener("change", () => { if (state.photo && state.mode === "clicks") update(); });
   document.addEventListener("keydown", key);
   document.addEventListener("dragover", (event) => { event.preventDefault(); document.body.classList.add("dragging"); });
   document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) document.body.classList.remove("dragging"); });
@@ -177,7 +178,7 @@ async function start() {
   try {
     const found = await api.exports();
     state.limits = found.limits;
-    state.panels = found.exports.map((about) => new Panel(about));
+    state.panels = found.exports.map((about) => new Panel(about, draw));
   } catch (error) {
     failed(error);
     return;
@@ -194,6 +195,7 @@ async function start() {
       box: (box) => { state.drawn = null; step({ box }); },
     });
   }
+  at("here").disabled = !state.panels.some((panel) => panel.about.browser_decoder);
   say(`Ready: ${found()}`);
 }
 

@@ -1,13 +1,15 @@
 // One export's picture: a canvas with the photo, the masks and the prompts, and a line of figures below it.
 
 import * as api from "./api.js";
+import * as decoding from "./decoding.js";
 import { overlap, painted, sampled } from "./masks.js";
+import { TokenView } from "./tokens.js";
 
 // Pixels of a canvas' longer side: small photos are enlarged, and masks of large ones are shown sampled, but kept whole.
 const SMALLEST = 1000, LARGEST = 1600;
 
 export class Panel {
-  constructor(about) {
+  constructor(about, redraw) {
     this.about = about;
     this.masks = [];
     this.layer = null;
@@ -16,7 +18,9 @@ export class Panel {
     this.canvas.tabIndex = 0;
     this.canvas.setAttribute("role", "img");
     this.caption = document.createElement("figcaption");
+    this.tokens = new TokenView(this, redraw);
     this.figure.append(this.canvas, this.caption);
+    if (about.token_maps) this.figure.append(this.tokens.box);
     this.title = about.method === "none" ? "dense" : `${about.method} ${about.rate ?? ""}`.trim();
   }
 
@@ -34,18 +38,47 @@ export class Panel {
     this.layer = null;
     this.file = file;
     this.say("embedding …");
-    this.opening = api.embed(this.about.name, file, this.sending.signal);
+    this.image = null;
+    this.tokens.forget();
+    const { signal } = this.sending;
+    this.opening = api.embed(this.about.name, file, signal);
     const found = await this.opening;
+    this.image = found.image;
+    this.fetching = this.fetch(found, signal);
     this.say(`embedded in ${ms(found.embed_ms)}${found.cached ? " (kept from before)" : ""}`);
   }
 
-  // Masks for a prompt; resolves to whether they are there.
-  async predict(prompt) {
+  // The decoder and the embedding, for clicks without a round trip; until both are here the server decodes.
+  async fetch(found, signal) {
+    try {
+      await (this.loading ??= decoding.load(this.about));
+      await decoding.prepare(this.about, found, signal);
+    } catch (error) {
+      if (error.name !== "AbortError") console.info(`The server decodes: ${error.message}`);
+    }
+  }
+
+  // Masks for a prompt, from this browser's decoder where it is ready, else from the server's.
+  async predict(prompt, here = true) {
     const began = performance.now();
-    const found = await this.asked(api.predict, prompt);
+    let found = null, place = "in this browser";
+    if (here && decoding.ready(this.about, this.image)) {
+      const signal = this.begin();
+      try {
+        found = await decoding.decode(this.about, prompt, signal);
+        if (!found) return; // a later click has its answer
+      } catch (error) {
+        if (error.name === "AbortError") throw error;
+      }
+    }
+    if (!found) {
+      place = "on the server";
+      found = await this.asked(api.predict, prompt);
+    }
+    this.place = place;
     this.show(found.masks);
     const guess = found.masks[0].score.toFixed(2);
-    this.say(`mask in ${ms(performance.now() - began)} (decoder ${ms(found.decode_ms)}), guessed IoU ${guess}`);
+    this.say(`mask in ${ms(performance.now() - began)} (decoder ${ms(found.decode_ms)}, ${place}), guessed IoU ${guess}`);
   }
 
   async everything(options) {
@@ -99,6 +132,7 @@ export class Panel {
     const { canvas } = this, pen = canvas.getContext("2d");
     pen.clearRect(0, 0, canvas.width, canvas.height);
     pen.drawImage(this.photo, 0, 0, canvas.width, canvas.height);
+    this.tokens.draw(pen);
     if (this.layer) {
       const sheet = new OffscreenCanvas(canvas.width, canvas.height);
       sheet.getContext("2d").putImageData(this.layer, 0, 0);
