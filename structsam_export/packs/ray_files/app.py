@@ -87,7 +87,7 @@ class Encoder:
             pixels = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
         return prepare(pixels, self.about["image_size"])
 
-    @serve.batch(max_batch_size=1, batch_wait_timeout_s=0.01)
+    @serve.batch(max_batch_size=1, batch_wait_timeout_s=0.01)  # type: ignore[untyped-decorator]
     async def encode(self, tensors: list[Any]) -> list[Any]:
         """Photos that came at the same time, in one call; its batch is fixed, what is missing is filled up."""
         missing = self.about["batch"] - len(tensors)
