@@ -12,7 +12,7 @@ struct Prepared {
   std::vector<float> values;
 };
 
-// The longest side becomes `side`, with Pillow's bilinear filter, to the bit; normalised; zeros below or beside.
+// The longest side becomes `side`, with Pillow's bilinear filter, rows first; normalised; zeros below or beside.
 Prepared prepare(const Picture& photo, int side);
 
 // Points x, y in the photo's pixels, in encoder pixels.
