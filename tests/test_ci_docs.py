@@ -110,6 +110,38 @@ def test_the_action_s_script_calls_the_program_so(given, expected, tmp_path):
     assert shown == {"junit": "out.xml", "summary": "page.md", **expected}
 
 
+@pytest.mark.parametrize(
+    ("extras", "wanted"), [("", "{}"), ("openvino", "{}[openvino]"), (HOSTILE, "{}[" + HOSTILE + "]")]
+)
+def test_the_action_installs_its_own_checkout(extras, wanted, tmp_path):
+    """Run, with a program in Python's place; where the action lies is a folder with a space."""
+    program, here = tmp_path / "bin" / "python", str(tmp_path / "the action")
+    program.parent.mkdir()
+    program.write_text("#!/usr/bin/env bash\nprintf '%s\\0' \"$@\" > called\n")
+    program.chmod(0o755)
+    step = ACTION["runs"]["steps"][0]
+    assert step["if"] == "${{ inputs.install == 'true' }}"
+    variables = {"PATH": f"{program.parent}:{os.environ['PATH']}", "PACKAGE": here, "EXTRAS": extras}
+    assert set(step["env"]) <= set(variables)
+    subprocess.run(["bash", "-eo", "pipefail", "-c", step["run"]], cwd=tmp_path, env=variables, check=True)
+    *words, last, _ = (tmp_path / "called").read_text().split("\0")
+    assert words[:3] == ["-m", "pip", "install"]
+    assert last == wanted.format(here)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_the_action_fails_where_the_program_does(tmp_path):
+    """The step's exit code is the program's: 3 of a worse number is what fails the job."""
+    program = tmp_path / "bin" / "structsam-export"
+    program.parent.mkdir()
+    program.write_text("#!/usr/bin/env bash\nexit 3\n")
+    program.chmod(0o755)
+    step = ACTION["runs"]["steps"][-1]
+    variables = {"PATH": f"{program.parent}:{os.environ['PATH']}", **dict.fromkeys(step["env"], "x")}
+    variables["GITHUB_STEP_SUMMARY"] = "page.md"
+    assert subprocess.run(["bash", "-eo", "pipefail", "-c", step["run"]], cwd=tmp_path, env=variables).returncode == 3
+
+
 def test_tolerances_are_the_program_s():
     table = re.search(r"\| what \| metric.*?\n\n", PAGE, re.DOTALL)
     assert table

@@ -25,6 +25,7 @@ PACKS = {
     "isaac-ros": "structsam_export.packs.isaac_ros:IsaacROS",
     "triton": "structsam_export.packs.triton:Triton",
     "jetson": "structsam_export.packs.jetson:Jetson",
+    "ray": "structsam_export.packs.ray_serve:RayServe",
 }
 MANIFEST = "pack.json"
 SCHEMA = 1

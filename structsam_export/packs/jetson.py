@@ -16,6 +16,10 @@ from structsam_export.packs.described import described
 if TYPE_CHECKING:
     from structsam_export.packs.base import Source
 
+RUNNER = (
+    *("CMakeLists.txt", "main.cpp", "steps.cpp"),
+    *(f"{name}.{ending}" for name in ("engine", "pictures", "sam") for ending in ("cpp", "hpp")),
+)
 PHOTOS = 3  # bundled photos whose inputs and outputs are in the kit
 
 
@@ -31,6 +35,7 @@ class Target:
 TARGETS = {
     "jetpack6": Target("JetPack 6.1 and 6.2, Orin", "10.3.", False),
     "jetpack7": Target("JetPack 7.2.0, Orin and Thor", "10.16.", True),
+    "jetpack7.2.2": Target("JetPack 7.2.2 and later, AGX Orin and Thor", "11.4.", True),
     "thor": Target("JetPack 7.0 and 7.1, Thor", "10.13.", False),
 }
 
@@ -39,7 +44,7 @@ class Jetson(Pack):
     """ONNX files, scripts that build, check and measure, and what they must reproduce."""
 
     NAME = "jetson"
-    TITLE = "encoder.onnx, decoder.onnx, build.sh, check.py, measure.sh, reference.npz"
+    TITLE = "encoder.onnx, decoder.onnx, build.sh, check.py, measure.sh, runner/, reference.npz"
     CLIENTS = "programs with TensorRT on Jetson"
     RUNTIME = "TensorRT"
     LIMITS = Limits(
@@ -81,6 +86,9 @@ class Jetson(Pack):
             (folder / name).chmod(0o755)
         with resources.as_file(files / "check.py") as path:
             shutil.copyfile(path, folder / "check.py")
+        (folder / "runner").mkdir()
+        for name in RUNNER:
+            (folder / "runner" / name).write_bytes((files / "runner" / name).read_bytes())
 
     def kit(self, source: Source) -> dict[str, Any]:
         """What `check.py` judges by: the gates of the export's precision.

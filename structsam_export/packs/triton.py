@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -17,6 +16,7 @@ from structsam_export.errors import UsageError
 from structsam_export.folder import companion
 from structsam_export.packs import triton_config as configs
 from structsam_export.packs.base import Limits, Option, Pack
+from structsam_export.packs.copied import copy_program, copy_runtime
 from structsam_export.packs.described import Signature, described
 from structsam_export.packs.graphs import Core
 from structsam_export.packs.pbtxt import text
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from structsam_export.packs.base import Source
 
 ENGINES = {"tensorrt": "model.plan", "openvino": "model.xml"}  # backends that run engines, and Triton's name for them
-# What the Python models run of this package; in a repository it is a package of its own.
-RUNTIME = ("errors.py", "runtime/transforms.py", "runtime/images.py", "runtime/prompts.py", "runtime/decoding.py")
-COPY = "structsam_runtime"
 
 
 class Triton(Pack):
@@ -75,7 +72,7 @@ class Triton(Pack):
             copy_model("batches", models / "sam_encoder" / "1")
         for model, file in {"sam_preprocess": "preprocess", "sam": "sam"}.items():
             copy_model(file, models / model / "1")
-            copy_runtime(models / model / "1" / COPY)
+            copy_runtime(models / model / "1")
         # An ensemble has no files, but Triton wants its version's folder, and copies lose empty ones.
         (models / "sam_embed" / "1" / "README").write_text("Version 1 of this ensemble.\n", encoding="utf-8")
         copy_model("client", folder, "client.py")
@@ -111,21 +108,5 @@ def write_graph(source: Source, backend: str, part: str, core: Core, place: Path
 
 
 def copy_model(name: str, place: Path, target: str = "model.py") -> None:
-    """One of the Python models, whose imports lead to the copy beside it."""
-    source = resources.files("structsam_export.packs") / "triton_models" / f"{name}.py"
-    (place / target).write_text(moved(source.read_text(encoding="utf-8")), encoding="utf-8")
-
-
-def copy_runtime(place: Path) -> None:
-    """The modules that the Python models use."""
-    place.mkdir()
-    about = '"""Photos and prompts as structsam-export computes them: a copy of some of its modules."""\n'
-    (place / "__init__.py").write_text(about, encoding="utf-8")
-    for name in RUNTIME:
-        code = resources.files("structsam_export").joinpath(name).read_text(encoding="utf-8")
-        (place / Path(name).name).write_text(moved(code), encoding="utf-8")
-
-
-def moved(code: str) -> str:
-    """Source code that imports the copy rather than the package."""
-    return code.replace("structsam_export.runtime", COPY).replace("structsam_export.errors", f"{COPY}.errors")
+    """One of the Python models."""
+    copy_program("triton_models", name, place / target)

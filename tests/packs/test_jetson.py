@@ -13,10 +13,12 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from structsam_export.backends import backend
 from structsam_export.folder import ExportFolder
 from structsam_export.packs import make_pack, write_pack
 from structsam_export.packs.base import Source
 from structsam_export.packs.jetson import TARGETS
+from structsam_export.runtime.prompts import decoder_profile
 from structsam_export.validate.parity import GATES
 
 
@@ -101,6 +103,27 @@ def test_scripts_pass_shellcheck_and_name_the_version(target, kit):
     assert ran.returncode == 0, ran.stdout
     assert f"{TARGETS[target].tensorrt}*) ;;" in scripts[0].read_text()
     assert json.loads((folder / "kit.json").read_text())["target"] == target
+    assert ("--noDataTransfers" in scripts[1].read_text()) == (not TARGETS[target].tensorrt.startswith("11."))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_kit_s_graphs_build_with_tensorrt_rtx(target, make_export, tmp_path):
+    """A proxy: TensorRT itself is not here. Where a target reads Attention operators, the graph has them."""
+    rtx = backend("tensorrt-rtx")
+    rtx.check_build()
+    form = "attention" if TARGETS[target].attention else "portable"
+    export = make_export("merged", form=form)
+    folder = write_pack(export, tmp_path / "kit", "jetson", {"target": target}).folder
+    operators = {node.op_type for node in onnx.load(folder / "encoder.onnx").graph.node}
+    assert ("Attention" in operators) == TARGETS[target].attention
+    profile = decoder_profile(Source.read(export).size, 16)
+    for part, shapes in (("encoder", {}), ("decoder", profile)):
+        engine = rtx.build(folder / f"{part}.onnx", tmp_path, part, "sm89", shapes)
+        assert engine.bytes > 10_000
+    script = (folder / "build.sh").read_text()
+    for flag, i in (("minShapes", 0), ("optShapes", 1), ("maxShapes", 2)):
+        words = (f"{name}:{'x'.join(map(str, sides[i]))}" for name, sides in profile.items())
+        assert f"--{flag}={','.join(words)}" in script, "the same shapes as here"
 
 
 TRTEXEC = """#!/usr/bin/env bash
