@@ -103,6 +103,7 @@ def check_architecture(architecture: dict[str, Any]) -> None:
         **dict.fromkeys(("encoder_eps", "decoder_eps"), share),
     }
     require(architecture, form, where)
+    form["family"] = str  # left out by earlier versions
     check(architecture, form, where)
     require(architecture["decoder"], DECODER_KEYS, f"{where}.decoder")
     check_geometry(architecture["encoder"], f"{where}.encoder")

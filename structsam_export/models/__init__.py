@@ -103,6 +103,9 @@ _SPECS = (
         2_564_550_879,
     ),
     ModelSpec("medsam", "MedSAM ViT-B", "vit_b", "medsam"),
+    ModelSpec("sam_hq_vit_b", "SAM-HQ ViT-B", "sam_hq_vit_b", "sam"),
+    ModelSpec("sam_hq_vit_l", "SAM-HQ ViT-L", "sam_hq_vit_l", "sam"),
+    ModelSpec("sam_hq_vit_h", "SAM-HQ ViT-H", "sam_hq_vit_h", "sam"),
 )
 
 # Architecture -> "module:function" that builds it with random weights.
@@ -112,6 +115,7 @@ ARCHITECTURES = {
     "vit_b": "segment_anything:build_sam_vit_b",
     "vit_l": "segment_anything:build_sam_vit_l",
     "vit_h": "segment_anything:build_sam_vit_h",
+    **{f"sam_hq_vit_{size}": f"structsam_export.models.families.sam_hq:build_vit_{size}" for size in "blh"},
 }
 MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _SPECS}
 
@@ -150,6 +154,7 @@ def load_model(
     from structsam_export.hosts import encoder_of, host_of
     from structsam_export.models.architecture import with_decoder_eps
     from structsam_export.models.checkpoint import read_weights
+    from structsam_export.models.families import family
     from structsam_export.models.fit import load_into
     from structsam_export.models.positions import fitted
 
@@ -158,7 +163,8 @@ def load_model(
     weights = read_weights(path)
     if name == AUTO:
         sam, state, found = _read(weights, path, architecture)
-        spec = replace(spec, title=f"SAM, {found.words}")
+        kind = family(found.family)
+        spec = replace(spec, title=f"{kind.TITLE}, {found.words}", preprocessing=kind.PREPROCESSING)
     else:
         sam, state, found = with_decoder_eps(_build(spec.architecture), weights.stated.decoder_eps), weights.state, None
     if name == AUTO or spec.resized:
@@ -192,14 +198,15 @@ def _read(weights: Weights, path: Path, architecture: Architecture | None) -> tu
     """
     import torch
 
-    from structsam_export.models.architecture import build
+    from structsam_export.models.families import SAM, family, family_of
     from structsam_export.models.fit import refuse_relatives
-    from structsam_export.models.reading import read_architecture
 
-    refuse_relatives(weights.state, path)
-    found = architecture or read_architecture(weights.state, weights.stated, path)
+    kind = family(architecture.family) if architecture else family_of(weights.state)
+    if kind.NAME == SAM:
+        refuse_relatives(weights.state, path)
+    found = architecture or kind.read(weights.state, weights.stated, path)
     with torch.device("meta"):
-        sam = build(found)
+        sam = kind.build(found)
     return sam, weights.state, found
 
 

@@ -53,6 +53,7 @@ class Architecture:
         qkv_bias: whether the encoder's projections have biases.
         positions: whether its attention has relative positions.
         encoder_eps, decoder_eps: epsilon of LayerNorm in the encoder, and in the layers of the two-way transformer.
+        family: a key of `models.families.FAMILIES`.
     """
 
     encoder: EncoderGeometry
@@ -61,6 +62,7 @@ class Architecture:
     positions: bool = True
     encoder_eps: float = SAM_EPS
     decoder_eps: float = SAM_DECODER_EPS
+    family: str = "sam"
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON holds them."""
@@ -85,11 +87,27 @@ class Architecture:
 
 def build(architecture: Architecture) -> Sam:
     """A `segment_anything` `Sam` of this architecture, with random weights (none at all on the meta device)."""
-    import torch
     from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
+    made: Sam = build_with(
+        architecture,
+        encoder=ImageEncoderViT,
+        prompts=PromptEncoder,
+        transformer=TwoWayTransformer,
+        decoder=MaskDecoder,
+        whole=Sam,
+    )
+    return made
+
+
+def build_with(
+    architecture: Architecture, *, encoder: Any, prompts: Any, transformer: Any, decoder: Any, whole: Any
+) -> Any:
+    """As `build`, of classes that take what `segment_anything`'s take."""
+    import torch
+
     e, d = architecture.encoder, architecture.decoder
-    encoder = ImageEncoderViT(
+    made_encoder = encoder(
         img_size=e.image_size,
         patch_size=e.patch_size,
         embed_dim=e.dim,
@@ -103,25 +121,25 @@ def build(architecture: Architecture) -> Sam:
         global_attn_indexes=e.global_layers,
         window_size=max(e.windows, default=0),
     )
-    prompts = PromptEncoder(e.out_channels, e.grid, (e.image_size, e.image_size), d.mask_channels)
-    transformer = TwoWayTransformer(
+    made_prompts = prompts(e.out_channels, e.grid, (e.image_size, e.image_size), d.mask_channels)
+    made_transformer = transformer(
         depth=d.layers,
         embedding_dim=e.out_channels,
         mlp_dim=d.mlp_dim,
         num_heads=d.heads,
         attention_downsample_rate=e.out_channels // d.inner_dim,
     )
-    decoder = MaskDecoder(
+    made_decoder = decoder(
         num_multimask_outputs=d.masks - 1,
-        transformer=transformer,
+        transformer=made_transformer,
         transformer_dim=e.out_channels,
         iou_head_depth=d.iou_layers,
         iou_head_hidden_dim=d.iou_dim,
     )
-    return with_decoder_eps(Sam(encoder, prompts, decoder), architecture.decoder_eps)
+    return with_decoder_eps(whole(made_encoder, made_prompts, made_decoder), architecture.decoder_eps)
 
 
-def with_decoder_eps(sam: Sam, eps: float) -> Sam:
+def with_decoder_eps(sam: Any, eps: float) -> Any:
     """Set epsilon in the layers of the two-way transformer; its last norm has PyTorch's own in every library."""
     import torch
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from structsam_export.errors import UsageError, shortened
 from structsam_export.hosts import host_of
-from structsam_export.roles import assign, blocks_of
+from structsam_export.roles import RESTORE, assign, blocks_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -125,6 +125,19 @@ def prompted(encoder: nn.Module, boxes: Tensor | None) -> Iterator[None]:
     finally:
         if patch is not None:
             patch.region = None
+
+
+def whole_grid(encoder: nn.Module, x: Tensor) -> Tensor:
+    """Tokens (B, H', W', D) of a block, on the grid of the image (B, H, W, D); called before the forward pass ends.
+
+    For encoders that hand out tokens of a block in the middle, where a method may have made the grid smaller.
+    """
+    from structsam_export.patch.encoder import patch_of
+
+    patch = patch_of(encoder)
+    if patch is None or not patch.memory or tuple(x.shape[1:3]) == host_of(encoder).geometry(encoder).grid:
+        return x
+    return patch.memory[RESTORE](x)  # type: ignore[no-any-return]
 
 
 @contextmanager
