@@ -13,6 +13,7 @@ from structsam_export.console import console, note, stage
 from structsam_export.environment import versions
 from structsam_export.errors import ArtifactError, UsageError
 from structsam_export.folder import ExportFolder, Manifest
+from structsam_export.hosts import check_method
 from structsam_export.models.architecture import Architecture
 from structsam_export.schedule import Request, Schedule
 
@@ -56,7 +57,10 @@ class Job:
         Raises:
             UsageError: the model's blocks do not allow it.
         """
-        config, schedule = request.config, request.resolve(loaded.geometry)
+        config = request.config
+        if not request.dense:
+            check_method(loaded.sam.image_encoder, config.method)
+        schedule = request.resolve(loaded.geometry)
         # Text that names layers stays as it is: without them it would mean other blocks.
         by_layers = isinstance(config.rate, str) and ":" in config.rate
         rate = config.rate if by_layers else schedule.rate

@@ -54,6 +54,16 @@ def encoder_of(model: nn.Module) -> nn.Module:
     return found
 
 
+def check_method(encoder: nn.Module, method: str) -> None:
+    """Refuse a method that an encoder's host cannot run.
+
+    Raises:
+        UsageError: with the host's reason.
+    """
+    if why := host_of(encoder).refusal(method):
+        raise UsageError(f"--method {method} cannot run in {encoder_class(encoder)}: {why}")
+
+
 def geometry_of(encoder: nn.Module) -> EncoderGeometry:
     """The sizes of an encoder, read from the module itself.
 
