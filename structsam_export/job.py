@@ -164,7 +164,9 @@ def loaded_for(config: ExportConfig, architecture: Architecture | None = None) -
         loaded = load_model(config.model, checkpoint, preprocessing=preprocessing, architecture=architecture)
     if config.model == "auto" and architecture is None:
         note(f"  read from the weights: {loaded.spec.title}")
-        if preprocessing is None:
+        if preprocessing is None and loaded.spec.preprocessing == "litemedsam":
+            note("  assumed: LiteMedSAM's preprocessing, as its first convolutions have no stride (--preprocessing)")
+        elif preprocessing is None:
             medsam = "medsam" in str(config.checkpoint).lower()
             hint = "Its name says MedSAM: then pass" if medsam else "MedSAM's weights need"
             note(f"  assumed: SAM's preprocessing. {hint} --preprocessing medsam, which weights do not say.")

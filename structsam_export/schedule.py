@@ -70,6 +70,8 @@ class Request:
             UsageError: layers the encoder does not have, or that are named twice.
         """
         blocks: dict[int, Method] = {}
+        if not geometry.depth:  # the host has refused all but dense requests
+            return blocks
         for method, spec in self.methods:
             if spec is None:
                 spec = self.config.layers

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from structsam_export.hosts.base import Host
 
 # Class name of the encoder -> "module:Class" of its host. By name, so that no model library need be imported.
-HOSTS = {"ImageEncoderViT": "structsam_export.hosts.segment_anything:SegmentAnything"}
+HOSTS = {
+    "ImageEncoderViT": "structsam_export.hosts.segment_anything:SegmentAnything",
+    "TinyViT": "structsam_export.hosts.tiny_vit:TinyViT",
+}
 
 
 def host_of(encoder: nn.Module) -> Host:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from structsam_export.geometry import EncoderGeometry
+from structsam_export.stages import TinyStages
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
@@ -53,6 +54,7 @@ class Architecture:
         qkv_bias: whether the encoder's projections have biases.
         positions: whether its attention has relative positions.
         encoder_eps, decoder_eps: epsilon of LayerNorm in the encoder, and in the layers of the two-way transformer.
+        stages: of a TinyViT encoder; None: SAM's own ViT.
     """
 
     encoder: EncoderGeometry
@@ -61,21 +63,32 @@ class Architecture:
     positions: bool = True
     encoder_eps: float = SAM_EPS
     decoder_eps: float = SAM_DECODER_EPS
+    stages: TinyStages | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON holds them."""
-        return {**asdict(self), "encoder": self.encoder.to_dict()}
+        made = {**asdict(self), "encoder": self.encoder.to_dict()}
+        del made["stages"]
+        return made if self.stages is None else {**made, "stages": self.stages.to_dict()}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Architecture:
         """Inverse of `to_dict`, of values that `manifest.check_architecture` has seen."""
-        parts = {"encoder": EncoderGeometry.from_dict(data["encoder"]), "decoder": DecoderGeometry(**data["decoder"])}
+        parts: dict[str, Any] = {
+            "encoder": EncoderGeometry.from_dict(data["encoder"]),
+            "decoder": DecoderGeometry(**data["decoder"]),
+        }
+        if "stages" in data:
+            parts["stages"] = TinyStages.from_dict(data["stages"])
         return cls(**{**data, **parts})
 
     @property
     def words(self) -> str:
         """What it is, in words: "1024 px, 168 wide, 12 blocks (global: 2, 5, 8, 11; windows of 14), ..."."""
-        e = self.encoder
+        e, t = self.encoder, self.stages
+        if t is not None:
+            widths = ", ".join(map(str, t.dims))
+            return f"{e.image_size} px, TinyViT, {widths} wide, {sum(t.depths)} blocks, {e.out_channels} channels"
         globally = ", ".join(map(str, e.global_layers)) or "none"
         return (
             f"{e.image_size} px, {e.dim} wide, {e.depth} blocks (global: {globally}; windows of "
@@ -85,24 +98,9 @@ class Architecture:
 
 def build(architecture: Architecture) -> Sam:
     """A `segment_anything` `Sam` of this architecture, with random weights (none at all on the meta device)."""
-    import torch
-    from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+    from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
     e, d = architecture.encoder, architecture.decoder
-    encoder = ImageEncoderViT(
-        img_size=e.image_size,
-        patch_size=e.patch_size,
-        embed_dim=e.dim,
-        depth=e.depth,
-        num_heads=e.heads,
-        mlp_ratio=(e.mlp_dim + 0.5) / e.dim,  # it takes the floor of the product, which may lie below the whole number
-        out_chans=e.out_channels,
-        norm_layer=partial(torch.nn.LayerNorm, eps=architecture.encoder_eps),
-        qkv_bias=architecture.qkv_bias,
-        use_rel_pos=architecture.positions,
-        global_attn_indexes=e.global_layers,
-        window_size=max(e.windows, default=0),
-    )
     prompts = PromptEncoder(e.out_channels, e.grid, (e.image_size, e.image_size), d.mask_channels)
     transformer = TwoWayTransformer(
         depth=d.layers,
@@ -118,7 +116,33 @@ def build(architecture: Architecture) -> Sam:
         iou_head_depth=d.iou_layers,
         iou_head_hidden_dim=d.iou_dim,
     )
-    return with_decoder_eps(Sam(encoder, prompts, decoder), architecture.decoder_eps)
+    return with_decoder_eps(Sam(build_encoder(architecture), prompts, decoder), architecture.decoder_eps)
+
+
+def build_encoder(architecture: Architecture) -> Any:
+    """The image encoder alone, as `build`."""
+    import torch
+    from segment_anything.modeling import ImageEncoderViT
+
+    e = architecture.encoder
+    if architecture.stages is not None:
+        from structsam_export.models.tiny_vit import TinyViT
+
+        return TinyViT(architecture.stages, e.image_size, e.out_channels)
+    return ImageEncoderViT(
+        img_size=e.image_size,
+        patch_size=e.patch_size,
+        embed_dim=e.dim,
+        depth=e.depth,
+        num_heads=e.heads,
+        mlp_ratio=(e.mlp_dim + 0.5) / e.dim,  # it takes the floor of the product, which may lie below the whole number
+        out_chans=e.out_channels,
+        norm_layer=partial(torch.nn.LayerNorm, eps=architecture.encoder_eps),
+        qkv_bias=architecture.qkv_bias,
+        use_rel_pos=architecture.positions,
+        global_attn_indexes=e.global_layers,
+        window_size=max(e.windows, default=0),
+    )
 
 
 def with_decoder_eps(sam: Sam, eps: float) -> Sam:
