@@ -119,6 +119,10 @@ class SegmentAnything:
         """The encoder's blocks, in order."""
         return [Block(block) for block in encoder.blocks]
 
+    def refusal(self, method: str) -> str | None:
+        """None: every method was made for these blocks."""
+        return None
+
     def decoder(self, model: Any) -> Decode:
         """SAM's prompt encoder and mask decoder, called as `SamPredictor` calls them, one prompt after the other."""
         import numpy as np

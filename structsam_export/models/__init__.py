@@ -29,7 +29,8 @@ class ModelSpec:
         name: what `--model` takes.
         title: what reports print.
         architecture: a key of `ARCHITECTURES`.
-        preprocessing: "sam" (resize the long side, normalise, pad) or "medsam" (resize to a square, scale to 0..1).
+        preprocessing: "sam" (resize the long side, normalise, pad), "medsam" (resize to a square, scale to 0..1) or
+            "litemedsam" (resize the long side, scale to 0..1, pad).
         url: official weights, or None.
         sha256: hex digest of the official file, or None.
         bytes: size of the official file, or None.
@@ -143,7 +144,7 @@ def load_model(
     Args:
         name: a key of `MODELS`, or "auto": the architecture is read from `checkpoint`.
         checkpoint: a file, a folder or an index of sharded weights; None: the bundled or official file.
-        preprocessing: as in `ModelSpec`; None: the model's own, "sam" for "auto".
+        preprocessing: as in `ModelSpec`; None: the model's own, for "auto" "litemedsam" of LiteMedSAM, else "sam".
         architecture: for "auto", what an earlier run has read from these weights; None: read it.
 
     Raises:
@@ -164,7 +165,7 @@ def load_model(
     if name == AUTO:
         sam, state, found = _read(weights, path, architecture)
         kind = family(found.family)
-        spec = replace(spec, title=f"{kind.TITLE}, {found.words}", preprocessing=kind.PREPROCESSING)
+        spec = replace(spec, title=f"{kind.TITLE}, {found.words}", preprocessing=kind.preprocessing(found))
     else:
         sam, state, found = with_decoder_eps(_build(spec.architecture), weights.stated.decoder_eps), weights.state, None
     if name == AUTO or spec.resized:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from structsam_export.geometry import EncoderGeometry
+from structsam_export.stages import TinyStages
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
@@ -54,6 +55,7 @@ class Architecture:
         positions: whether its attention has relative positions.
         encoder_eps, decoder_eps: epsilon of LayerNorm in the encoder, and in the layers of the two-way transformer.
         family: a key of `models.families.FAMILIES`.
+        stages: of a TinyViT encoder; None: SAM's own ViT.
     """
 
     encoder: EncoderGeometry
@@ -63,21 +65,32 @@ class Architecture:
     encoder_eps: float = SAM_EPS
     decoder_eps: float = SAM_DECODER_EPS
     family: str = "sam"
+    stages: TinyStages | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON holds them."""
-        return {**asdict(self), "encoder": self.encoder.to_dict()}
+        made = {**asdict(self), "encoder": self.encoder.to_dict()}
+        del made["stages"]
+        return made if self.stages is None else {**made, "stages": self.stages.to_dict()}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Architecture:
         """Inverse of `to_dict`, of values that `manifest.check_architecture` has seen."""
-        parts = {"encoder": EncoderGeometry.from_dict(data["encoder"]), "decoder": DecoderGeometry(**data["decoder"])}
+        parts: dict[str, Any] = {
+            "encoder": EncoderGeometry.from_dict(data["encoder"]),
+            "decoder": DecoderGeometry(**data["decoder"]),
+        }
+        if "stages" in data:
+            parts["stages"] = TinyStages.from_dict(data["stages"])
         return cls(**{**data, **parts})
 
     @property
     def words(self) -> str:
         """What it is, in words: "1024 px, 168 wide, 12 blocks (global: 2, 5, 8, 11; windows of 14), ..."."""
-        e = self.encoder
+        e, t = self.encoder, self.stages
+        if t is not None:
+            widths = ", ".join(map(str, t.dims))
+            return f"{e.image_size} px, TinyViT, {widths} wide, {sum(t.depths)} blocks, {e.out_channels} channels"
         globally = ", ".join(map(str, e.global_layers)) or "none"
         return (
             f"{e.image_size} px, {e.dim} wide, {e.depth} blocks (global: {globally}; windows of "
@@ -87,11 +100,11 @@ class Architecture:
 
 def build(architecture: Architecture) -> Sam:
     """A `segment_anything` `Sam` of this architecture, with random weights (none at all on the meta device)."""
-    from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+    from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
     made: Sam = build_with(
         architecture,
-        encoder=ImageEncoderViT,
+        encoder=build_encoder(architecture),
         prompts=PromptEncoder,
         transformer=TwoWayTransformer,
         decoder=MaskDecoder,
@@ -103,24 +116,8 @@ def build(architecture: Architecture) -> Sam:
 def build_with(
     architecture: Architecture, *, encoder: Any, prompts: Any, transformer: Any, decoder: Any, whole: Any
 ) -> Any:
-    """As `build`, of classes that take what `segment_anything`'s take."""
-    import torch
-
+    """As `build`, around a finished encoder, of classes that take what `segment_anything`'s take."""
     e, d = architecture.encoder, architecture.decoder
-    made_encoder = encoder(
-        img_size=e.image_size,
-        patch_size=e.patch_size,
-        embed_dim=e.dim,
-        depth=e.depth,
-        num_heads=e.heads,
-        mlp_ratio=(e.mlp_dim + 0.5) / e.dim,  # it takes the floor of the product, which may lie below the whole number
-        out_chans=e.out_channels,
-        norm_layer=partial(torch.nn.LayerNorm, eps=architecture.encoder_eps),
-        qkv_bias=architecture.qkv_bias,
-        use_rel_pos=architecture.positions,
-        global_attn_indexes=e.global_layers,
-        window_size=max(e.windows, default=0),
-    )
     made_prompts = prompts(e.out_channels, e.grid, (e.image_size, e.image_size), d.mask_channels)
     made_transformer = transformer(
         depth=d.layers,
@@ -136,7 +133,33 @@ def build_with(
         iou_head_depth=d.iou_layers,
         iou_head_hidden_dim=d.iou_dim,
     )
-    return with_decoder_eps(whole(made_encoder, made_prompts, made_decoder), architecture.decoder_eps)
+    return with_decoder_eps(whole(encoder, made_prompts, made_decoder), architecture.decoder_eps)
+
+
+def build_encoder(architecture: Architecture, vit: Any = None) -> Any:
+    """The image encoder alone, as `build`; `vit`: a class to use for `segment_anything`'s."""
+    import torch
+    from segment_anything.modeling import ImageEncoderViT
+
+    e = architecture.encoder
+    if architecture.stages is not None:
+        from structsam_export.models.tiny_vit import TinyViT
+
+        return TinyViT(architecture.stages, e.image_size, e.out_channels)
+    return (vit or ImageEncoderViT)(
+        img_size=e.image_size,
+        patch_size=e.patch_size,
+        embed_dim=e.dim,
+        depth=e.depth,
+        num_heads=e.heads,
+        mlp_ratio=(e.mlp_dim + 0.5) / e.dim,  # it takes the floor of the product, which may lie below the whole number
+        out_chans=e.out_channels,
+        norm_layer=partial(torch.nn.LayerNorm, eps=architecture.encoder_eps),
+        qkv_bias=architecture.qkv_bias,
+        use_rel_pos=architecture.positions,
+        global_attn_indexes=e.global_layers,
+        window_size=max(e.windows, default=0),
+    )
 
 
 def with_decoder_eps(sam: Any, eps: float) -> Any:

@@ -12,10 +12,6 @@ RELATIVES = (
         "SAM 2, which is not supported. Pass a checkpoint of the first SAM.",
     ),
     (
-        r"image_encoder\.(patch_embed\.seq|layers)\.",
-        "MobileSAM or LiteMedSAM (TinyViT), which is not supported. Pass a checkpoint with a ViT encoder.",
-    ),
-    (
         r"image_encoder\.(stages|fuse_stage|backbone)\.",
         "EdgeSAM or another model with a convolutional encoder, which is not supported. Pass one with a ViT encoder.",
     ),

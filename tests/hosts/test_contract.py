@@ -18,7 +18,7 @@ from graphs import run
 
 import structsam_export.hosts as registry
 from structsam_export.errors import UsageError
-from structsam_export.hosts import HOSTS, encoder_of, geometry_of, host_of
+from structsam_export.hosts import HOSTS, check_method, encoder_of, geometry_of, host_of
 from structsam_export.methods import METHODS, make_method
 from structsam_export.methods.mlp import MergedMLP, ResidualConsistency
 from structsam_export.patch import apply_patch, decisions_of, observed, patched, recording, remove_patch, roles_of
@@ -86,6 +86,12 @@ def test_a_host_recognises_its_encoder_and_no_other(name):
         host_of(torch.nn.Linear(1, 1))
     with pytest.raises(UsageError, match="Identity has no image encoder of a supported class"):
         encoder_of(torch.nn.Identity())
+
+
+def test_what_a_host_refuses_is_said_with_its_reason():
+    check_method(toy_encoder(), "tome")
+    with pytest.raises(UsageError, match="--method a method that no toy can run cannot run in ToyEncoder: it is a toy"):
+        check_method(toy_encoder(), "a method that no toy can run")
 
 
 @each_host

@@ -20,8 +20,6 @@ class Family(Protocol):
     NAME: ClassVar[str]
     # What titles call it.
     TITLE: ClassVar[str]
-    # How photos become its input (`ModelSpec.preprocessing`).
-    PREPROCESSING: ClassVar[str]
 
     def knows(self, names: frozenset[str]) -> bool:
         """Whether tensors of these names are this family's."""
@@ -33,6 +31,10 @@ class Family(Protocol):
         Raises:
             CheckpointError: the weights do not say it.
         """
+        ...
+
+    def preprocessing(self, architecture: Architecture) -> str:
+        """How photos become its input (`ModelSpec.preprocessing`), as far as weights say it."""
         ...
 
     def build(self, architecture: Architecture) -> Any:

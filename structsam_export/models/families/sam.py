@@ -22,7 +22,6 @@ class SamFamily:
 
     NAME: ClassVar[str] = SAM
     TITLE: ClassVar[str] = "SAM"
-    PREPROCESSING: ClassVar[str] = "sam"
 
     def knows(self, names: frozenset[str]) -> bool:
         """Always: what does not fit is refused with reasons."""
@@ -31,6 +30,10 @@ class SamFamily:
     def read(self, state: Mapping[str, Tensor], stated: Stated, path: Path) -> Architecture:
         """See `models.reading`."""
         return read_architecture(state, stated, path)
+
+    def preprocessing(self, architecture: Architecture) -> str:
+        """SAM's, and LiteMedSAM's own."""
+        return "litemedsam" if architecture.stages is not None and architecture.stages.medsam else "sam"
 
     def build(self, architecture: Architecture) -> Any:
         """A `Sam`."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from structsam_export.errors import MissingRuntimeError
-from structsam_export.models.architecture import Architecture, build_with
+from structsam_export.models.architecture import Architecture, build_encoder, build_with
 from structsam_export.models.reading import read_architecture
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ class SamHQ:
 
     NAME: ClassVar[str] = "sam-hq"
     TITLE: ClassVar[str] = "SAM-HQ"
-    PREPROCESSING: ClassVar[str] = "sam"
 
     def knows(self, names: frozenset[str]) -> bool:
         """By the token that SAM has not, beside a ViT."""
@@ -40,6 +39,10 @@ class SamHQ:
     def read(self, state: Mapping[str, Tensor], stated: Stated, path: Path) -> Architecture:
         """As SAM's: what is added has no sizes of its own."""
         return replace(read_architecture(state, stated, path), family=self.NAME)
+
+    def preprocessing(self, architecture: Architecture) -> str:
+        """SAM's."""
+        return "sam"
 
     def build(self, architecture: Architecture) -> Any:
         """The package's `Sam`, whose encoder is an `HQImageEncoder`.
@@ -55,7 +58,7 @@ class SamHQ:
 
         return build_with(
             architecture,
-            encoder=encoder_class(),
+            encoder=build_encoder(architecture, encoder_class()),
             prompts=modeling.PromptEncoder,
             transformer=modeling.TwoWayTransformer,
             decoder=decoder,
