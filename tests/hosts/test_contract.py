@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import tiny_encoder
 from graphs import run
+from tiny_sams import tiny_vit
 
 import structsam_export.hosts as registry
 from structsam_export.errors import UsageError
@@ -33,8 +34,15 @@ def toy_encoder():
 
 
 # By class name, as in HOSTS: 6x6 tokens, windows of 4 (so 6 -> 8 with pads), block 1 of three global.
-ENCODERS = {"ImageEncoderViT": lambda: tiny_encoder(image=(96, 96)), "ToyEncoder": toy_encoder}
-each_host = pytest.mark.parametrize("name", ENCODERS)
+ENCODERS = {
+    "ImageEncoderViT": lambda: tiny_encoder(image=(96, 96)),
+    "TinyViT": tiny_vit,
+    "ToyEncoder": toy_encoder,
+}
+# Hosts that refuse all methods show no blocks: there is nothing more to check than how they are traced.
+DENSE = ("TinyViT",)
+any_host = pytest.mark.parametrize("name", ENCODERS)
+each_host = pytest.mark.parametrize("name", [name for name in ENCODERS if name not in DENSE])
 each_method = pytest.mark.parametrize("method", [name for name in METHODS if name != "none"])
 # Tracing takes seconds. All methods are traced in tests/rewrite and tests/test_export.py.
 one_of_each_kind = pytest.mark.parametrize("method", ["none", "structsam", "tome", "sparsesam", "cubist"])
@@ -72,7 +80,15 @@ def test_every_host_has_its_tiny_encoder():
     assert set(HOSTS) == set(ENCODERS)
 
 
-@each_host
+@any_host
+def test_a_host_says_what_it_can_run(name):
+    encoder = ENCODERS[name]()
+    refused = [method for method in METHODS if method != "none" and host_of(encoder).refusal(method)]
+    assert len(refused) == (len(METHODS) - 1 if name in DENSE else 0)
+    assert bool(host_of(encoder).blocks(encoder)) == (name not in DENSE) == bool(geometry_of(encoder).depth)
+
+
+@any_host
 def test_a_host_recognises_its_encoder_and_no_other(name):
     encoder = ENCODERS[name]()
     host = host_of(encoder)
@@ -268,6 +284,13 @@ def exported(encoder):
         path = Path(folder) / "encoder.onnx"
         trace_encoder(encoder, geometry_of(encoder).image_size, path)
         return onnx.load(path)
+
+
+def test_a_dense_host_is_traced_as_it_is():
+    for name in DENSE:
+        names, want, found = traced(name, "none")
+        assert list(found) == names == ["image_embeddings"]
+        assert np.abs(found[names[0]] - want[0]).max() < 2e-5
 
 
 @one_of_each_kind
