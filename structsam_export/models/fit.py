@@ -84,8 +84,8 @@ def _check_family(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], p
             )
     elif is_tiny(state) and not is_tiny(expected):
         raise CheckpointError(
-            f"{path} does not fit model '{model_name}': this looks like MobileSAM or LiteMedSAM (TinyViT). Leave --model "
-            "away to read it from the weights."
+            f"{path} does not fit model '{model_name}': this looks like MobileSAM or LiteMedSAM (TinyViT). Leave "
+            "--model away to read it from the weights."
         )
     elif not any(k.startswith(("image_encoder.blocks.", "image_encoder.layers.")) and k in expected for k in state):
         raise _foreign(state, path)

@@ -15,9 +15,10 @@ from structsam_export.errors import CheckpointError, UsageError
 from structsam_export.hosts import check_method, geometry_of, host_of
 from structsam_export.macs import graph_macs, paper_macs
 from structsam_export.manifest import check_architecture
-from structsam_export.methods import METHODS
+from structsam_export.methods import METHODS, make_method
 from structsam_export.models import load_model
 from structsam_export.models.architecture import Architecture
+from structsam_export.patch import apply_patch
 from structsam_export.schema import Misfit
 from structsam_export.stages import TinyStages
 from structsam_export.trace import trace_encoder
@@ -83,6 +84,8 @@ def test_every_method_is_refused_with_the_share_it_could_save():
         if method != "none":
             with pytest.raises(UsageError, match=r"TinyViT: .*convolution.* 7 % of .*--method none"):
                 check_method(encoder, method)
+            with pytest.raises(UsageError, match="TinyViT has a convolution"):
+                apply_patch(encoder, make_method(method, 0.5), [0])
     lite = replace(PUBLISHED, stem=1)
     scores = sum(n * lite.scores(side, i) for i, (n, side) in enumerate(zip(lite.depths, (256, 128, 64, 64))) if i)
     assert round(100 * scores / lite.macs(256, 256)) == 7
