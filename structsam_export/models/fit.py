@@ -82,6 +82,11 @@ def _check_family(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], p
                 + (" (or --model medsam, if the weights are MedSAM's)" if name == "vit_b" else "")
                 + ", or leave --model away to read it from the weights."
             )
+    elif is_tiny(state) and not is_tiny(expected):
+        raise CheckpointError(
+            f"{path} does not fit model '{model_name}': this looks like MobileSAM or LiteMedSAM (TinyViT). Leave "
+            "--model away to read it from the weights."
+        )
     elif not any(k.startswith(("image_encoder.blocks.", "image_encoder.layers.")) and k in expected for k in state):
         raise _foreign(state, path)
 
@@ -110,8 +115,6 @@ def _advice(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], unexpec
         return f"It looks like {kind}"
     if model_name == "auto":
         return "Pass a checkpoint of segment_anything's Sam or of transformers' SamModel, and of nothing else."
-    if is_tiny(state):
-        return "It looks like MobileSAM or LiteMedSAM (TinyViT). Leave --model away to read it from the weights."
     ours: tuple[int, ...] = tuple(expected[POSITIONS].shape)
     theirs: tuple[int, ...] = tuple(state[POSITIONS].shape) if POSITIONS in state else ()
     if len(theirs) == 4 and theirs[1:3] != ours[1:3] and theirs[3] == ours[3] and PATCH_EMBED in state:

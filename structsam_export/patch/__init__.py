@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from structsam_export.errors import UsageError, shortened
-from structsam_export.hosts import host_of
+from structsam_export.hosts import check_method, host_of
 from structsam_export.roles import RESTORE, assign, blocks_of
 
 if TYPE_CHECKING:
@@ -38,8 +38,10 @@ def apply_patch(
         UsageError: no host knows the encoder, or the methods cannot work together on it.
     """
     remove_patch(encoder)
-    geometry = host_of(encoder).geometry(encoder)
-    return apply_roles(encoder, assign(geometry, blocks_of(method, layers), mlp))
+    geometry, blocks = host_of(encoder).geometry(encoder), blocks_of(method, layers)
+    if blocks and not geometry.depth:
+        check_method(encoder, next(iter(blocks.values())).NAME)
+    return apply_roles(encoder, assign(geometry, blocks, mlp))
 
 
 def apply_roles(encoder: nn.Module, roles: Mapping[int, Role]) -> nn.Module:
