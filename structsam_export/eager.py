@@ -11,6 +11,7 @@ import numpy as np
 
 from structsam_export.backends.base import Runner
 from structsam_export.patch import prompted
+from structsam_export.runtime.features import features_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from structsam_export.folder import ExportFolder
     from structsam_export.models import LoadedModel
     from structsam_export.runtime.decoding import Decoder
+    from structsam_export.runtime.features import Features
     from structsam_export.schedule import Schedule
 
 
@@ -68,7 +70,7 @@ def decoder_of(loaded: LoadedModel) -> Decoder:
 @contextmanager
 def encoder_call(
     loaded: LoadedModel, schedule: Schedule | None, boxes: Array | None = None
-) -> Iterator[Callable[[Array], Array]]:
+) -> Iterator[Callable[[Array], Features]]:
     """The encoder as a function, patched by `schedule` (None: as it is) for the length of the `with` block.
 
     Args:
@@ -76,16 +78,20 @@ def encoder_call(
         boxes: float32 (B, 4), the prompt of a prompt-aware encoder.
 
     Yields:
-        image (B, 3, S, S) float32 -> embedding (B, C, h, w) float32. Patching is no part of a call's time.
+        image (B, 3, S, S) float32 -> features float32. Patching is no part of a call's time.
     """
     import torch
 
+    from structsam_export.hosts import host_of
+
     encoder = loaded.sam.image_encoder
+    names = host_of(encoder).ENCODER_OUTPUTS
     prompt = None if boxes is None else torch.as_tensor(boxes)
 
-    def call(image: Array) -> Array:
+    def call(image: Array) -> Features:
         with torch.no_grad(), prompted(encoder, prompt):
-            return np.asarray(encoder(torch.as_tensor(image)))
+            found = encoder(torch.as_tensor(image))
+        return features_of({n: np.asarray(t) for n, t in zip(names, found if isinstance(found, tuple) else (found,))})
 
     with schedule.patched(encoder) if schedule is not None else nullcontext():
         yield call

@@ -31,7 +31,8 @@ from structsam_export.manifest import Results as Results
 from structsam_export.manifest import bare
 from structsam_export.reading import check_file
 
-OUTPUTS = {"encoder": ("image_embeddings",), "decoder": ("low_res_masks", "iou_predictions")}
+# Of an encoder, those that it has.
+OUTPUTS = {"encoder": ("image_embeddings", "interm_embeddings"), "decoder": ("low_res_masks", "iou_predictions")}
 # Files that lie beside another one and are nothing without it: an ONNX file's weights, an OpenVINO model's.
 COMPANIONS = {".onnx": "{name}.data", ".xml": "{stem}.bin"}
 

@@ -22,6 +22,7 @@ class EncoderGeometry:
         mlp_dim: hidden channels of a block's MLP.
         out_channels: channels of the image embedding.
         windows: per block, the side of its square attention windows in tokens; 0 means global attention.
+        other_macs: multiply-accumulates of all that is no block; None: of SAM's patch embedding and neck.
     """
 
     image_size: int
@@ -33,6 +34,7 @@ class EncoderGeometry:
     mlp_dim: int
     out_channels: int
     windows: tuple[int, ...]
+    other_macs: int | None = None
 
     @property
     def head_dim(self) -> int:
@@ -60,7 +62,7 @@ class EncoderGeometry:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON holds them (tuples become lists)."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items() if v is not None}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> EncoderGeometry:

@@ -13,6 +13,7 @@ from structsam_export.console import console, note, stage
 from structsam_export.environment import versions
 from structsam_export.errors import ArtifactError, UsageError
 from structsam_export.folder import ExportFolder, Manifest
+from structsam_export.hosts import check_method
 from structsam_export.models.architecture import Architecture
 from structsam_export.schedule import Request, Schedule
 
@@ -56,7 +57,10 @@ class Job:
         Raises:
             UsageError: the model's blocks do not allow it.
         """
-        config, schedule = request.config, request.resolve(loaded.geometry)
+        config = request.config
+        if not request.dense:
+            check_method(loaded.sam.image_encoder, config.method)
+        schedule = request.resolve(loaded.geometry)
         # Text that names layers stays as it is: without them it would mean other blocks.
         by_layers = isinstance(config.rate, str) and ":" in config.rate
         rate = config.rate if by_layers else schedule.rate
@@ -160,7 +164,9 @@ def loaded_for(config: ExportConfig, architecture: Architecture | None = None) -
         loaded = load_model(config.model, checkpoint, preprocessing=preprocessing, architecture=architecture)
     if config.model == "auto" and architecture is None:
         note(f"  read from the weights: {loaded.spec.title}")
-        if preprocessing is None:
+        if preprocessing is None and loaded.spec.preprocessing == "litemedsam":
+            note("  assumed: LiteMedSAM's preprocessing, as its first convolutions have no stride (--preprocessing)")
+        elif preprocessing is None:
             medsam = "medsam" in str(config.checkpoint).lower()
             hint = "Its name says MedSAM: then pass" if medsam else "MedSAM's weights need"
             note(f"  assumed: SAM's preprocessing. {hint} --preprocessing medsam, which weights do not say.")

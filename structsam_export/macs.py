@@ -51,7 +51,8 @@ def encoder_macs(geometry: EncoderGeometry, blocks: Mapping[int, Method], roles:
     g, T = geometry, geometry.tokens_global
     stem = T * g.dim * 3 * g.patch_size**2
     neck = T * g.dim * g.out_channels + 9 * T * g.out_channels**2
-    return stem + neck + sum(block_macs(g, i, blocks.get(i), roles.get(i)) for i in range(g.depth))
+    other = stem + neck if g.other_macs is None else g.other_macs
+    return other + sum(block_macs(g, i, blocks.get(i), roles.get(i)) for i in range(g.depth))
 
 
 def block_macs(geometry: EncoderGeometry, layer: int, method: Method | None = None, role: Role | None = None) -> int:

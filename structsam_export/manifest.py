@@ -31,7 +31,7 @@ FORM: dict[Any, Any] = {
     "model": {
         **dict.fromkeys(("checkpoint", "source"), str),
         "sha256": digest,
-        "preprocessing": one_of("sam", "medsam"),
+        "preprocessing": one_of("sam", "medsam", "litemedsam"),
         **dict.fromkeys(("geometry", "architecture"), dict),
     },
     "versions": {str: str},
@@ -58,6 +58,7 @@ FORM: dict[Any, Any] = {
 ENGINE_KEYS = ("file", "part", "backend", "version", "sm", "sha256", "bytes")
 DECODER_KEYS = ("mask_channels", "layers", "heads", "inner_dim", "mlp_dim", "masks", "iou_layers", "iou_dim")
 DEEPEST = 256  # blocks, as in `models.reading`
+STAGES, STAGE_KEYS = 4, ("dims", "depths", "heads", "windows")  # of a TinyViT
 GEOMETRY_KEYS = ("image_size", "patch_size", "dim", "depth", "heads", "mlp_dim", "out_channels")
 
 
@@ -82,8 +83,15 @@ def check_geometry(geometry: dict[str, Any], where: str = "manifest.model.geomet
     """
     names = (*GEOMETRY_KEYS, "grid", "windows")
     require(geometry, names, where)
-    check(geometry, {**dict.fromkeys(GEOMETRY_KEYS, between(1, 1 << 16)), "grid": [side], "windows": [window]}, where)
-    if unknown := [name for name in geometry if name not in names]:
+    form = {
+        **dict.fromkeys(GEOMETRY_KEYS, side),
+        "depth": window,
+        "grid": [side],
+        "windows": [window],
+        "other_macs": size,
+    }
+    check(geometry, form, where)
+    if unknown := [name for name in geometry if name not in form]:
         raise Misfit(f"{where} has an unknown '{shortened(unknown[0])}'")
     if len(geometry["grid"]) != 2 or len(geometry["windows"]) != geometry["depth"]:
         raise Misfit(f"{where} has a grid or windows of another length")
@@ -103,13 +111,38 @@ def check_architecture(architecture: dict[str, Any]) -> None:
         **dict.fromkeys(("encoder_eps", "decoder_eps"), share),
     }
     require(architecture, form, where)
+    form["family"] = str  # left out by earlier versions
+    form["stages"] = {"stem": side, **dict.fromkeys(STAGE_KEYS, [window])}
     check(architecture, form, where)
+    check_stages(architecture, where)
     require(architecture["decoder"], DECODER_KEYS, f"{where}.decoder")
     check_geometry(architecture["encoder"], f"{where}.encoder")
     for part, known in ((architecture, form), (architecture["decoder"], DECODER_KEYS)):
         if unknown := [name for name in part if name not in known]:
             raise Misfit(f"{where} has an unknown '{shortened(unknown[0])}'")
     if max(architecture["encoder"]["depth"], architecture["decoder"]["layers"]) > DEEPEST:
+        raise Misfit(f"{where} has more than {DEEPEST} blocks")
+
+
+def check_stages(architecture: dict[str, Any], where: str) -> None:
+    """Compare a TinyViT's stages with what they may be; other encoders have none, but blocks.
+
+    Raises:
+        Misfit: missing, or not four of each.
+    """
+    stages = architecture.get("stages")
+    if stages is None:
+        if not architecture["encoder"].get("depth"):
+            raise Misfit(f"{where} has neither blocks nor stages")
+        return
+    require(stages, ("stem", *STAGE_KEYS), f"{where}.stages")
+    if set(stages) != {"stem", *STAGE_KEYS} or any(len(stages[key]) != STAGES for key in STAGE_KEYS):
+        raise Misfit(f"{where}.stages are not {STAGES}")
+    if stages["stem"] not in (1, 3) or 0 in (*stages["dims"], *stages["heads"][1:], *stages["windows"][1:]):
+        raise Misfit(f"{where}.stages are no TinyViT's")
+    if any(dim % heads for dim, heads in zip(stages["dims"][1:], stages["heads"][1:])):
+        raise Misfit(f"{where}.stages have channels that heads do not divide")
+    if max(stages["depths"]) > DEEPEST:
         raise Misfit(f"{where} has more than {DEEPEST} blocks")
 
 

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from structsam_export.views import BlockView
 
 
+# Where a method that makes the grid smaller leaves how tokens come back to it, in the memory of a forward pass:
+# (B, H', W', D) -> (B, H, W, D).
+RESTORE = "restore"
+
+
 class Plan(Protocol):
     """What a method decided in one forward pass, as integer tensors; every kind of plan is a class of its own."""
 

@@ -11,6 +11,7 @@ from structsam_export.config import ExportConfig
 from structsam_export.errors import UsageError
 from structsam_export.methods import Method, make_method, method_class, parameter
 from structsam_export.methods.mlp import make_mlp
+from structsam_export.methods.none import NoMerge
 from structsam_export.methods.rates import parse_rate
 from structsam_export.patch import apply_roles, remove_patch, resolve_layers
 from structsam_export.roles import Role, assign
@@ -57,6 +58,11 @@ class Request:
             raise UsageError(f"--rate {config.rate} already names its layers. Leave --layers away.")
         return cls(config, methods, make_mlp(config.mlp, config.mlp_density))
 
+    @property
+    def dense(self) -> bool:
+        """Whether nothing is asked for that would change a block of any encoder."""
+        return self.mlp is None and all(method.NAME == NoMerge.NAME for method, _ in self.methods)
+
     def blocks(self, geometry: EncoderGeometry) -> dict[int, Method]:
         """The method of each block of an encoder.
 
@@ -64,6 +70,8 @@ class Request:
             UsageError: layers the encoder does not have, or that are named twice.
         """
         blocks: dict[int, Method] = {}
+        if not geometry.depth:  # the host has refused all but dense requests
+            return blocks
         for method, spec in self.methods:
             if spec is None:
                 spec = self.config.layers

@@ -34,7 +34,7 @@ def decision_names(encoder: nn.Module) -> list[str]:
 
 
 def encoder_with_decisions(encoder: nn.Module, history: list[Any] | None = None) -> nn.Module:
-    """Wrap a (patched) encoder: image, and boxes if prompt-aware -> embedding, then the tensors of `decision_names`.
+    """Wrap a (patched) encoder: image, and boxes if prompt-aware -> the host's outputs, then the tensors of `decision_names`.
 
     `history` receives the decisions of each forward pass, by name.
     """
@@ -49,11 +49,12 @@ def encoder_with_decisions(encoder: nn.Module, history: list[Any] | None = None)
 
         def forward(self, image: torch.Tensor, boxes: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
             with prompted(encoder, boxes), recording(encoder) as decisions:
-                embedding = self.encoder(image)
+                found = self.encoder(image)
             if history is not None:
                 history.append(decisions)
             tensors = {f"{name}.{part}": t for name, d in decisions.items() for part, t in d.tensors.items()}
-            return embedding, *(tensors[name] for name in names)
+            outputs = found if isinstance(found, tuple) else (found,)
+            return *outputs, *(tensors[name] for name in names)
 
     return EncoderWithDecisions().eval()
 

@@ -50,7 +50,7 @@ weights_options = options(
         "--preprocessing",
         default="auto",
         show_default=True,
-        help=f"Of images: {', '.join(PREPROCESSINGS)}. auto: the model's own, sam for a checkpoint that is read.",
+        help=f"Of images: {', '.join(PREPROCESSINGS)}. auto: the model's own, sam for a checkpoint (but LiteMedSAM's).",
     ),
 )
 merge_options = options(

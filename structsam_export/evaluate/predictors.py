@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from structsam_export.folder import ExportFolder
     from structsam_export.job import Job
     from structsam_export.models import LoadedModel
+    from structsam_export.runtime.features import Features
     from structsam_export.schedule import Schedule
 
 RUNNERS = ("eager", "ort", "engine")
@@ -64,7 +65,7 @@ class Eager:
     def logits(self, case: Case) -> np.ndarray:
         """Low-resolution logits of every prompt, float32 (K, h, w)."""
 
-        def embed(image: np.ndarray, box: np.ndarray | None) -> np.ndarray:
+        def embed(image: np.ndarray, box: np.ndarray | None) -> Features:
             # Patched for this call only: the next model may need the same weights unpatched.
             with encoder_call(self.loaded, self.schedule, box) as encode:
                 return encode(image)

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from structsam_export.hosts.base import Host
 
 # Class name of the encoder -> "module:Class" of its host. By name, so that no model library need be imported.
-HOSTS = {"ImageEncoderViT": "structsam_export.hosts.segment_anything:SegmentAnything"}
+HOSTS = {
+    "HQImageEncoder": "structsam_export.hosts.sam_hq:SamHQ",
+    "ImageEncoderViT": "structsam_export.hosts.segment_anything:SegmentAnything",
+    "TinyViT": "structsam_export.hosts.tiny_vit:TinyViT",
+}
 
 
 def host_of(encoder: nn.Module) -> Host:
@@ -52,6 +56,16 @@ def encoder_of(model: nn.Module) -> nn.Module:
         known = ", ".join(HOSTS)
         raise UsageError(f"{type(model).__qualname__} has no image encoder of a supported class. Supported: {known}.")
     return found
+
+
+def check_method(encoder: nn.Module, method: str) -> None:
+    """Refuse a method that an encoder's host cannot run.
+
+    Raises:
+        UsageError: with the host's reason.
+    """
+    if why := host_of(encoder).refusal(method):
+        raise UsageError(f"--method {method} cannot run in {encoder_class(encoder)}: {why}")
 
 
 def geometry_of(encoder: nn.Module) -> EncoderGeometry:

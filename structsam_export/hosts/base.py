@@ -54,7 +54,14 @@ class Host(Protocol):
         ...
 
     def blocks(self, encoder: nn.Module) -> Sequence[BlockView]:
-        """The encoder's blocks, in order."""
+        """The encoder's blocks, in order; none where no method can run."""
+        ...
+
+    def refusal(self, method: str) -> str | None:
+        """Why a method of that name cannot run in this family's encoders, and what to do; None if it can.
+
+        Asked for every method that changes blocks, never for the one that keeps all tokens.
+        """
         ...
 
     def decoder(self, model: Any) -> Decode:

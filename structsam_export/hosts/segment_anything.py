@@ -119,6 +119,10 @@ class SegmentAnything:
         """The encoder's blocks, in order."""
         return [Block(block) for block in encoder.blocks]
 
+    def refusal(self, method: str) -> str | None:
+        """None: every method was made for these blocks."""
+        return None
+
     def decoder(self, model: Any) -> Decode:
         """SAM's prompt encoder and mask decoder, called as `SamPredictor` calls them, one prompt after the other."""
         import numpy as np
@@ -209,6 +213,36 @@ def decoder_module(sam: Any) -> nn.Module:
             kind = torch.nn.functional.embedding(labels + 1, table)
             return torch.where((labels >= 0).unsqueeze(-1), place, torch.zeros_like(place)) + kind
 
+        def output_tokens(self) -> torch.Tensor:
+            return torch.cat([self.mask.iou_token.weight, self.mask.mask_tokens.weight])
+
+        def transformed(
+            self,
+            image_embeddings: torch.Tensor,
+            point_coords: torch.Tensor,
+            point_labels: torch.Tensor,
+            mask_input: torch.Tensor,
+            has_mask_input: torch.Tensor,
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            """Tokens (P, n, C), the output tokens first, and the embedding of four times its side (P, C / 8, 4h, 4w)."""
+            m = self.mask
+            sparse = self.sparse(point_coords, point_labels)
+            empty = self.prompt.no_mask_embed.weight.reshape(1, -1, 1, 1)
+            # Not a product: NaN in a mask input that nobody has filled would pass it.
+            dense = torch.where(has_mask_input > 0, self.prompt.mask_downscaling(mask_input), empty)
+            tokens = self.output_tokens().unsqueeze(0)
+            tokens = torch.cat([tokens.expand(sparse.shape[0], -1, -1), sparse], 1)
+            src = image_embeddings + dense
+            hs, src = m.transformer(src, self.image_pe.expand(sparse.shape[0], -1, -1, -1), tokens)
+            h, w = image_embeddings.shape[-2:]
+            return hs, m.output_upscaling(src.transpose(1, 2).reshape(-1, image_embeddings.shape[1], h, w))
+
+        def drawn(self, hs: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+            """SAM's masks (P, M, 4h, 4w)."""
+            mlps = self.mask.output_hypernetworks_mlps
+            hyper = torch.stack([mlp(hs[:, 1 + i]) for i, mlp in enumerate(mlps)], 1)
+            return (hyper @ up.flatten(2)).reshape(-1, len(mlps), *up.shape[-2:])
+
         def forward(
             self,
             image_embeddings: torch.Tensor,
@@ -217,20 +251,7 @@ def decoder_module(sam: Any) -> nn.Module:
             mask_input: torch.Tensor,
             has_mask_input: torch.Tensor,
         ) -> tuple[torch.Tensor, torch.Tensor]:
-            m = self.mask
-            sparse = self.sparse(point_coords, point_labels)
-            empty = self.prompt.no_mask_embed.weight.reshape(1, -1, 1, 1)
-            # Not a product: NaN in a mask input that nobody has filled would pass it.
-            dense = torch.where(has_mask_input > 0, self.prompt.mask_downscaling(mask_input), empty)
-            tokens = torch.cat([m.iou_token.weight, m.mask_tokens.weight]).unsqueeze(0)
-            tokens = torch.cat([tokens.expand(sparse.shape[0], -1, -1), sparse], 1)
-            src = image_embeddings + dense
-            hs, src = m.transformer(src, self.image_pe.expand(sparse.shape[0], -1, -1, -1), tokens)
-            count = m.num_mask_tokens
-            h, w = image_embeddings.shape[-2:]
-            up = m.output_upscaling(src.transpose(1, 2).reshape(-1, image_embeddings.shape[1], h, w))
-            hyper = torch.stack([m.output_hypernetworks_mlps[i](hs[:, 1 + i]) for i in range(count)], 1)
-            masks = (hyper @ up.flatten(2)).reshape(-1, count, 4 * h, 4 * w)
-            return masks, m.iou_prediction_head(hs[:, 0])
+            hs, up = self.transformed(image_embeddings, point_coords, point_labels, mask_input, has_mask_input)
+            return self.drawn(hs, up), self.mask.iou_prediction_head(hs[:, 0])
 
     return Decoder().eval()

@@ -19,7 +19,7 @@ from structsam_export.errors import UsageError
 from structsam_export.methods.base import Method
 from structsam_export.methods.lines import line_joins, line_slots, merge_lines, pad_edges
 from structsam_export.methods.plan import rows
-from structsam_export.roles import Role
+from structsam_export.roles import RESTORE, Role
 from structsam_export.tokens import WindowGrid
 
 if TYPE_CHECKING:
@@ -105,14 +105,15 @@ class Shrink:
 
         with torch.no_grad():
             small, plan = self.method.reduce(x, self.grid)
-            step.memory["grid"] = step.decide("grid", lambda t: self.method.reduce(t, self.grid)[1], x, plan=plan)
+            plan = step.decide("grid", lambda t: self.method.reduce(t, self.grid)[1], x, plan=plan)
+        step.memory[RESTORE] = plan.unmerge
         return small
 
 
 def restore(step: Step, x: Tensor) -> Tensor:
     """What the last block does on leaving: copy tokens x (B, H', W', D) back to the grid there was (B, H, W, D)."""
-    plan: GridPlan = step.memory["grid"]
-    return plan.unmerge(x)
+    whole: Tensor = step.memory[RESTORE](x)
+    return whole
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,8 @@ class ModelSpec:
         name: what `--model` takes.
         title: what reports print.
         architecture: a key of `ARCHITECTURES`.
-        preprocessing: "sam" (resize the long side, normalise, pad) or "medsam" (resize to a square, scale to 0..1).
+        preprocessing: "sam" (resize the long side, normalise, pad), "medsam" (resize to a square, scale to 0..1) or
+            "litemedsam" (resize the long side, scale to 0..1, pad).
         url: official weights, or None.
         sha256: hex digest of the official file, or None.
         bytes: size of the official file, or None.
@@ -103,6 +104,9 @@ _SPECS = (
         2_564_550_879,
     ),
     ModelSpec("medsam", "MedSAM ViT-B", "vit_b", "medsam"),
+    ModelSpec("sam_hq_vit_b", "SAM-HQ ViT-B", "sam_hq_vit_b", "sam"),
+    ModelSpec("sam_hq_vit_l", "SAM-HQ ViT-L", "sam_hq_vit_l", "sam"),
+    ModelSpec("sam_hq_vit_h", "SAM-HQ ViT-H", "sam_hq_vit_h", "sam"),
 )
 
 # Architecture -> "module:function" that builds it with random weights.
@@ -112,6 +116,7 @@ ARCHITECTURES = {
     "vit_b": "segment_anything:build_sam_vit_b",
     "vit_l": "segment_anything:build_sam_vit_l",
     "vit_h": "segment_anything:build_sam_vit_h",
+    **{f"sam_hq_vit_{size}": f"structsam_export.models.families.sam_hq:build_vit_{size}" for size in "blh"},
 }
 MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _SPECS}
 
@@ -139,7 +144,7 @@ def load_model(
     Args:
         name: a key of `MODELS`, or "auto": the architecture is read from `checkpoint`.
         checkpoint: a file, a folder or an index of sharded weights; None: the bundled or official file.
-        preprocessing: as in `ModelSpec`; None: the model's own, "sam" for "auto".
+        preprocessing: as in `ModelSpec`; None: the model's own, for "auto" "litemedsam" of LiteMedSAM, else "sam".
         architecture: for "auto", what an earlier run has read from these weights; None: read it.
 
     Raises:
@@ -150,6 +155,7 @@ def load_model(
     from structsam_export.hosts import encoder_of, host_of
     from structsam_export.models.architecture import with_decoder_eps
     from structsam_export.models.checkpoint import read_weights
+    from structsam_export.models.families import family
     from structsam_export.models.fit import load_into
     from structsam_export.models.positions import fitted
 
@@ -158,7 +164,8 @@ def load_model(
     weights = read_weights(path)
     if name == AUTO:
         sam, state, found = _read(weights, path, architecture)
-        spec = replace(spec, title=f"SAM, {found.words}")
+        kind = family(found.family)
+        spec = replace(spec, title=f"{kind.TITLE}, {found.words}", preprocessing=kind.preprocessing(found))
     else:
         sam, state, found = with_decoder_eps(_build(spec.architecture), weights.stated.decoder_eps), weights.state, None
     if name == AUTO or spec.resized:
@@ -192,14 +199,15 @@ def _read(weights: Weights, path: Path, architecture: Architecture | None) -> tu
     """
     import torch
 
-    from structsam_export.models.architecture import build
+    from structsam_export.models.families import SAM, family, family_of
     from structsam_export.models.fit import refuse_relatives
-    from structsam_export.models.reading import read_architecture
 
-    refuse_relatives(weights.state, path)
-    found = architecture or read_architecture(weights.state, weights.stated, path)
+    kind = family(architecture.family) if architecture else family_of(weights.state)
+    if kind.NAME == SAM:
+        refuse_relatives(weights.state, path)
+    found = architecture or kind.read(weights.state, weights.stated, path)
     with torch.device("meta"):
-        sam = build(found)
+        sam = kind.build(found)
     return sam, weights.state, found
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from structsam_export.errors import CheckpointError
 from structsam_export.models.reading import POSITIONS
+from structsam_export.models.reading_tiny import is_tiny
 from structsam_export.models.relatives import relative_of
 from structsam_export.models.unwrap import PATCH_EMBED, first
 
@@ -43,7 +44,7 @@ def refuse_relatives(state: Mapping[str, Tensor], path: Path) -> None:
     """
     if kind := relative_of(state):
         raise CheckpointError(f"{path} looks like {kind}")
-    if PATCH_EMBED not in state:
+    if PATCH_EMBED not in state and not is_tiny(state):
         raise _foreign(state, path)
 
 
@@ -72,7 +73,7 @@ def _check_constants(sam: Any, state: Mapping[str, Tensor], path: Path) -> None:
 
 
 def _check_family(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path, model_name: str) -> None:
-    if PATCH_EMBED in state:
+    if PATCH_EMBED in state and PATCH_EMBED in expected:
         rows = state[PATCH_EMBED].shape[0] if state[PATCH_EMBED].ndim else 0
         name = ARCHITECTURES.get(rows)
         if name and rows != expected[PATCH_EMBED].shape[0]:
@@ -81,7 +82,12 @@ def _check_family(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], p
                 + (" (or --model medsam, if the weights are MedSAM's)" if name == "vit_b" else "")
                 + ", or leave --model away to read it from the weights."
             )
-    elif not any(k.startswith("image_encoder.blocks.") and k in expected for k in state):
+    elif is_tiny(state) and not is_tiny(expected):
+        raise CheckpointError(
+            f"{path} does not fit model '{model_name}': this looks like MobileSAM or LiteMedSAM (TinyViT). Leave "
+            "--model away to read it from the weights."
+        )
+    elif not any(k.startswith(("image_encoder.blocks.", "image_encoder.layers.")) and k in expected for k in state):
         raise _foreign(state, path)
 
 

@@ -20,13 +20,15 @@ from structsam_export.models.architecture import (
     Architecture,
     DecoderGeometry,
 )
+from structsam_export.models.reading_tiny import is_tiny, read_stages
+from structsam_export.models.shapes import Unreadable, count, shape
 from structsam_export.models.unwrap import PATCH_EMBED
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 POSITIONS = "image_encoder.pos_embed"
-LARGEST_GRID, LARGEST_SIZE, DEEPEST = 256, 1 << 16, 256
+LARGEST_GRID = 256
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,6 @@ class Stated:
     decoder_eps: float = SAM_DECODER_EPS
 
 
-class _Unreadable(Exception):
-    """Why an architecture cannot be read."""
-
-
 def read_architecture(state: Mapping[str, Tensor], stated: Stated, path: Path) -> Architecture:
     """The architecture that weights were trained in.
 
@@ -66,38 +64,43 @@ def read_architecture(state: Mapping[str, Tensor], stated: Stated, path: Path) -
     Raises:
         CheckpointError: shapes that do not say it, that contradict each other or `stated`, or that are absurd.
     """
+    stages = None
     try:
-        encoder, qkv_bias, positions = _encoder(state, stated)
+        if is_tiny(state):
+            stages, *sizes = read_stages(state)
+            encoder, qkv_bias, positions = stages.geometry(*sizes), True, True
+        else:
+            encoder, qkv_bias, positions = _encoder(state, stated)
         decoder = _decoder(state, encoder.out_channels, stated)
-    except _Unreadable as error:
+    except Unreadable as error:
         raise CheckpointError(
             f"The architecture of {path} cannot be read from its weights: {error}. If it is one that --model names, "
             "pass that."
         ) from None
-    return Architecture(encoder, decoder, qkv_bias, positions, stated.encoder_eps, stated.decoder_eps)
+    return Architecture(encoder, decoder, qkv_bias, positions, stated.encoder_eps, stated.decoder_eps, stages)
 
 
 def _encoder(state: Mapping[str, Tensor], stated: Stated) -> tuple[EncoderGeometry, bool, bool]:
     """The encoder's sizes, whether its projections have biases, and whether it has relative positions."""
-    dim, channels, patch, patch_w = _shape(state, PATCH_EMBED, 4)
-    one, rows, columns, width = _shape(state, POSITIONS, 4)
+    dim, channels, patch, patch_w = shape(state, PATCH_EMBED, 4)
+    one, rows, columns, width = shape(state, POSITIONS, 4)
     if (channels, patch, one, rows, width) != (3, patch_w, 1, columns, dim):
-        raise _Unreadable(
+        raise Unreadable(
             f"patches of {patch} x {patch_w} of {channels} channels on a grid of {rows} x {columns} do not make a "
             "square colour image"
         )
     if rows > LARGEST_GRID:
-        raise _Unreadable(f"its grid of {rows} x {rows} tokens is larger than {LARGEST_GRID} x {LARGEST_GRID}")
+        raise Unreadable(f"its grid of {rows} x {rows} tokens is larger than {LARGEST_GRID} x {LARGEST_GRID}")
     _agree("the image size", stated.image_size, rows * patch)
-    depth = _count(state, r"image_encoder\.blocks\.(\d+)\.")
+    depth = count(state, r"image_encoder\.blocks\.(\d+)\.")
     tables = [_table(state, i) for i in range(depth)]
     positions = tables[0] is not None
     if any((table is not None) != positions for table in tables):
-        raise _Unreadable("only some of its blocks have relative positions")
+        raise Unreadable("only some of its blocks have relative positions")
     found = [table for table in tables if table is not None]
-    mlp = {_shape(state, f"image_encoder.blocks.{i}.mlp.lin1.weight", 2)[0] for i in range(depth)}
+    mlp = {shape(state, f"image_encoder.blocks.{i}.mlp.lin1.weight", 2)[0] for i in range(depth)}
     if len(mlp) > 1:
-        raise _Unreadable(f"MLPs of different widths ({', '.join(map(str, sorted(mlp)))}), as pruning may leave them")
+        raise Unreadable(f"MLPs of different widths ({', '.join(map(str, sorted(mlp)))}), as pruning may leave them")
     encoder = EncoderGeometry(
         image_size=rows * patch,
         patch_size=patch,
@@ -106,7 +109,7 @@ def _encoder(state: Mapping[str, Tensor], stated: Stated) -> tuple[EncoderGeomet
         depth=depth,
         heads=_heads(dim, {width for _, width in found}, stated),
         mlp_dim=mlp.pop(),
-        out_channels=_shape(state, "image_encoder.neck.0.weight", 4)[0],
+        out_channels=shape(state, "image_encoder.neck.0.weight", 4)[0],
         windows=_windows([side for side, _ in found], depth, rows, stated),
     )
     return encoder, "image_encoder.blocks.0.attn.qkv.bias" in state, positions
@@ -117,25 +120,25 @@ def _table(state: Mapping[str, Tensor], block: int) -> tuple[int, int] | None:
     names = [f"image_encoder.blocks.{block}.attn.rel_pos_{axis}" for axis in "hw"]
     if not any(name in state for name in names):
         return None
-    (length, width), (other, _) = (_shape(state, name, 2) for name in names)
+    (length, width), (other, _) = (shape(state, name, 2) for name in names)
     if length != other or length % 2 == 0:
-        raise _Unreadable(f"relative positions of block {block} of length {length} and {other}, which no square has")
+        raise Unreadable(f"relative positions of block {block} of length {length} and {other}, which no square has")
     return (length + 1) // 2, width
 
 
 def _heads(dim: int, widths: set[int], stated: Stated) -> int:
     if not widths:
         if stated.heads is None:
-            raise _Unreadable("without relative positions they do not say how many attention heads there are")
+            raise Unreadable("without relative positions they do not say how many attention heads there are")
         heads = stated.heads
     else:
         width = min(widths)
         heads = dim // width
         if len(widths) > 1 or heads * width != dim:
-            raise _Unreadable(f"heads of {', '.join(map(str, sorted(widths)))} channels do not fill {dim}")
+            raise Unreadable(f"heads of {', '.join(map(str, sorted(widths)))} channels do not fill {dim}")
         _agree("the number of attention heads", stated.heads, heads)
     if dim % heads:
-        raise _Unreadable(f"{dim} channels are no multiple of {heads} attention heads")
+        raise Unreadable(f"{dim} channels are no multiple of {heads} attention heads")
     return heads
 
 
@@ -153,16 +156,16 @@ def _windows(sides: Sequence[int], depth: int, grid: int, stated: Stated) -> tup
         return tuple(0 if window == grid else window for window in windows)
     kinds = sorted(set(sides))
     if not kinds:
-        raise _Unreadable("without relative positions they do not say which blocks attend in windows")
+        raise Unreadable("without relative positions they do not say which blocks attend in windows")
     if kinds == [grid]:
         return (0,) * depth
     if len(kinds) != 2:
-        raise _Unreadable(
+        raise Unreadable(
             f"relative positions of {', '.join(map(str, kinds))} tokens a side on a grid of {grid} do not tell windows "
             "from global attention"
         )
     if kinds[0] == grid:
-        raise _Unreadable(
+        raise Unreadable(
             f"on a grid of {grid}, relative positions of {grid} and {kinds[1]} tokens a side may be windows beside "
             "global blocks whose positions were never resized, or the reverse. Resize those of global blocks to the "
             "grid"
@@ -172,45 +175,26 @@ def _windows(sides: Sequence[int], depth: int, grid: int, stated: Stated) -> tup
 
 def _decoder(state: Mapping[str, Tensor], channels: int, stated: Stated) -> DecoderGeometry:
     layer = "mask_decoder.transformer.layers."
-    masks, width = _shape(state, "mask_decoder.mask_tokens.weight", 2)
-    inner = _shape(state, f"{layer}0.cross_attn_token_to_image.q_proj.weight", 2)[0]
+    masks, width = shape(state, "mask_decoder.mask_tokens.weight", 2)
+    inner = shape(state, f"{layer}0.cross_attn_token_to_image.q_proj.weight", 2)[0]
     heads = stated.decoder_heads
     if width != channels or channels % inner or inner % heads or channels % 8 or channels % heads:
-        raise _Unreadable(
+        raise Unreadable(
             f"a decoder of {width} channels, {inner} in its cross attention and {heads} heads does not fit an "
             f"embedding of {channels}"
         )
     return DecoderGeometry(
-        mask_channels=_shape(state, "prompt_encoder.mask_downscaling.3.weight", 4)[0],
-        layers=_count(state, re.escape(layer) + r"(\d+)\."),
+        mask_channels=shape(state, "prompt_encoder.mask_downscaling.3.weight", 4)[0],
+        layers=count(state, re.escape(layer) + r"(\d+)\."),
         heads=heads,
         inner_dim=inner,
-        mlp_dim=_shape(state, f"{layer}0.mlp.lin1.weight", 2)[0],
+        mlp_dim=shape(state, f"{layer}0.mlp.lin1.weight", 2)[0],
         masks=masks,
-        iou_layers=_count(state, r"mask_decoder\.iou_prediction_head\.layers\.(\d+)\."),
-        iou_dim=_shape(state, "mask_decoder.iou_prediction_head.layers.0.weight", 2)[0],
+        iou_layers=count(state, r"mask_decoder\.iou_prediction_head\.layers\.(\d+)\."),
+        iou_dim=shape(state, "mask_decoder.iou_prediction_head.layers.0.weight", 2)[0],
     )
-
-
-def _shape(state: Mapping[str, Tensor], name: str, axes: int) -> tuple[int, ...]:
-    if name not in state:
-        raise _Unreadable(f"they have no {name}")
-    shape = tuple(state[name].shape)
-    if len(shape) != axes or not all(1 <= size <= LARGEST_SIZE for size in shape):
-        raise _Unreadable(f"{name} has shape {shape}")
-    return shape
-
-
-def _count(state: Mapping[str, Tensor], pattern: str) -> int:
-    """How many numbered parts there are: from 0 on, none left out."""
-    numbers = {int(found[1]) for name in state if (found := re.match(pattern, name)) and len(found[1]) < 6}
-    if not numbers or numbers != set(range(len(numbers))) or len(numbers) > DEEPEST:
-        shown = ", ".join(map(str, sorted(numbers)[:16])) or "none"
-        parts = pattern.replace(r"(\d+)", "N").replace("\\", "").rstrip(".")
-        raise _Unreadable(f"of {parts} they have {shown}")
-    return len(numbers)
 
 
 def _agree(what: str, stated: int | None, read: int) -> None:
     if stated is not None and stated != read:
-        raise _Unreadable(f"config.json says {stated} for {what}, the weights have {read}")
+        raise Unreadable(f"config.json says {stated} for {what}, the weights have {read}")

@@ -12,10 +12,6 @@ RELATIVES = (
         "SAM 2, which is not supported. Pass a checkpoint of the first SAM.",
     ),
     (
-        r"image_encoder\.(patch_embed\.seq|layers)\.",
-        "MobileSAM or LiteMedSAM (TinyViT), which is not supported. Pass a checkpoint with a ViT encoder.",
-    ),
-    (
         r"image_encoder\.(stages|fuse_stage|backbone)\.",
         "EdgeSAM or another model with a convolutional encoder, which is not supported. Pass one with a ViT encoder.",
     ),
@@ -30,7 +26,8 @@ RELATIVES = (
     ),
     (
         r"mask_decoder\.(hf_|hq_|compress_vit_|encoder_conv|mask_conv|embedding_encoder|embedding_maskfeature)",
-        "SAM-HQ, whose decoder is not supported. Its encoder is SAM's own: pass the SAM checkpoint of the same size.",
+        "SAM-HQ. Leave --model away to read its size from the weights, or pass --model sam_hq_vit_b, sam_hq_vit_l or "
+        "sam_hq_vit_h.",
     ),
     (
         r"(^|\.)w_[ab]_\d+$|lora_|\.linear_[ab]_[qkv]|\.qkv\.qkv\.|(^|\.)w_[AB]s\.",

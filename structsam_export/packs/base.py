@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from structsam_export.errors import UsageError
 from structsam_export.folder import PARTS, ExportFolder, companion, onnx_name
 from structsam_export.geometry import EncoderGeometry
+from structsam_export.runtime.features import EARLY
 
 if TYPE_CHECKING:
     from structsam_export.packs.graphs import Core
@@ -85,6 +86,11 @@ class Source:
         from structsam_export.packs.graphs import Core
 
         return Core.read(self.folder.onnx(part))
+
+    @property
+    def decoder_inputs(self) -> list[str]:
+        """Names of what the decoder takes."""
+        return [given.name for given in self.core("decoder").model.graph.input]
 
     def facts(self) -> dict[str, Any]:
         """Where a pack comes from, as plain values."""
@@ -168,7 +174,7 @@ class Pack(ABC):
         if config.batch != 1 and not limits.batches:
             return f"{who} send one image a call; this encoder takes {config.batch}. Export with --batch 1."
         if source.folder.manifest.model.get("preprocessing", "sam") != "sam":
-            why = f"{who} pad photos and normalise them as SAM does; MedSAM stretches and scales them."
+            why = f"{who} pad photos and normalise them as SAM does; MedSAM and LiteMedSAM scale them otherwise."
             return f"{why} Use the export's own files."
         if limits.sizes is not None and source.size not in limits.sizes:
             demo = " Export --model demo-1024." if source.model == "demo" else " Export a model of that size."
@@ -178,6 +184,11 @@ class Pack(ABC):
             return f"{self.RUNTIME} as {who} use it runs no {config.precision.upper()}. Export with --precision {able}."
         if config.form not in limits.forms:
             return f"{limits.why_form} Export without --form {config.form}."
+        if EARLY in source.decoder_inputs:
+            return (
+                f"{who} hand one tensor from encoder to decoder; SAM-HQ's decoder takes {EARLY} besides. Use the "
+                "export's own files, as `Predictor` does."
+            )
         return None
 
     @abstractmethod

@@ -6,7 +6,10 @@ from importlib import resources
 from pathlib import Path
 
 # What such programs run of this package; beside them it is a package of its own.
-RUNTIME = ("errors.py", "runtime/transforms.py", "runtime/images.py", "runtime/prompts.py", "runtime/decoding.py")
+RUNTIME = (
+    "errors.py",
+    *(f"runtime/{name}.py" for name in ("transforms", "images", "prompts", "features", "decoding")),
+)
 COPY = "structsam_runtime"
 
 

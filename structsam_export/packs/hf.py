@@ -193,7 +193,7 @@ def config(source: Source, beside: list[str]) -> dict[str, Any]:
             "num_attention_heads": g.heads,
             "mlp_dim": g.mlp_dim,
             "output_channels": g.out_channels,
-            "window_size": max(g.windows),
+            "window_size": max(g.windows, default=0),
             "global_attn_indexes": list(g.global_layers),
         },
         "prompt_encoder_config": {

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from structsam_export.errors import UsageError, shortened
-from structsam_export.hosts import host_of
-from structsam_export.roles import assign, blocks_of
+from structsam_export.hosts import check_method, host_of
+from structsam_export.roles import RESTORE, assign, blocks_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -38,8 +38,10 @@ def apply_patch(
         UsageError: no host knows the encoder, or the methods cannot work together on it.
     """
     remove_patch(encoder)
-    geometry = host_of(encoder).geometry(encoder)
-    return apply_roles(encoder, assign(geometry, blocks_of(method, layers), mlp))
+    geometry, blocks = host_of(encoder).geometry(encoder), blocks_of(method, layers)
+    if blocks and not geometry.depth:
+        check_method(encoder, next(iter(blocks.values())).NAME)
+    return apply_roles(encoder, assign(geometry, blocks, mlp))
 
 
 def apply_roles(encoder: nn.Module, roles: Mapping[int, Role]) -> nn.Module:
@@ -125,6 +127,19 @@ def prompted(encoder: nn.Module, boxes: Tensor | None) -> Iterator[None]:
     finally:
         if patch is not None:
             patch.region = None
+
+
+def whole_grid(encoder: nn.Module, x: Tensor) -> Tensor:
+    """Tokens (B, H', W', D) of a block, on the grid of the image (B, H, W, D); called before the forward pass ends.
+
+    For encoders that hand out tokens of a block in the middle, where a method may have made the grid smaller.
+    """
+    from structsam_export.patch.encoder import patch_of
+
+    patch = patch_of(encoder)
+    if patch is None or not patch.memory or tuple(x.shape[1:3]) == host_of(encoder).geometry(encoder).grid:
+        return x
+    return patch.memory[RESTORE](x)  # type: ignore[no-any-return]
 
 
 @contextmanager

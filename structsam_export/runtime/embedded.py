@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from structsam_export.errors import ImageError
+from structsam_export.runtime.features import Features, rows
 from structsam_export.runtime.images import Prepared, masks_of, prepare, upscaled
 from structsam_export.runtime.model import ExportedModel
 
@@ -19,20 +20,20 @@ class EmbeddedImage:
     Args:
         model: what embedded it.
         original_size, input_size: (height, width) of the photo, and resized in the encoder's square.
-        features: float32 (1, C, h, w); None where the encoder takes prompts, too, as no embedding is the photo's alone.
+        features: float32, the embedding (1, C, h, w) or several tensors (`runtime.features`); None where the encoder takes prompts, too, as no embedding is the photo's alone.
         prepared: float32 (1, 3, S, S), only where the encoder takes prompts.
     """
 
     model: ExportedModel
     original_size: tuple[int, int]
     input_size: tuple[int, int]
-    features: np.ndarray | None
+    features: Features | None
     prepared: np.ndarray | None = None
     # The last prompt with its embedding, as one value: a mask is often refined with the prompt it came from.
-    _last: tuple[bytes, np.ndarray] | None = field(default=None, repr=False)
+    _last: tuple[bytes, Features] | None = field(default=None, repr=False)
 
-    def features_for(self, box: np.ndarray) -> np.ndarray:
-        """The embedding (1, C, h, w) for a prompt's box (4,) in encoder pixels: `features`, or that of this prompt."""
+    def features_for(self, box: np.ndarray) -> Features:
+        """The features for a prompt's box (4,) in encoder pixels: `features`, or that of this prompt."""
         if self.features is not None:
             return self.features
         assert self.prepared is not None
@@ -71,7 +72,7 @@ def _embedded(model: ExportedModel, ready: Sequence[Prepared]) -> list[EmbeddedI
     if model.prompt_aware:
         return [EmbeddedImage(model, r.original, r.resized, None, r.tensor) for r in ready]
     features = model.encode(np.concatenate([r.tensor for r in ready]))
-    return [EmbeddedImage(model, r.original, r.resized, features[i : i + 1]) for i, r in enumerate(ready)]
+    return [EmbeddedImage(model, r.original, r.resized, rows(features, slice(i, i + 1))) for i, r in enumerate(ready)]
 
 
 def check_image(image: object) -> None:

@@ -33,10 +33,11 @@ def prepare(image: np.ndarray, size: int, preprocessing: str = "sam") -> Prepare
 
     "sam": longest side to `size`, the other one to at least 1 px, ImageNet mean and deviation, zeros below or beside.
     "medsam": stretched to a square, values scaled to [0, 1] by the photo's own range (MedSAM's inference script).
+    "litemedsam": longest side to `size` as for "sam", values as for "medsam", zeros below or beside (LiteMedSAM's).
     """
     transform = transform_of(preprocessing, size)
     pixels: np.ndarray = transform.apply_image(image).astype(np.float32)
-    if preprocessing == "medsam":
+    if preprocessing in ("medsam", "litemedsam"):
         low, high = pixels.min(), pixels.max()
         pixels = (pixels - low) / max(high - low, 1e-8)
     else:

@@ -17,6 +17,7 @@ from structsam_export.backends.base import DEFAULT, Runner, RunOptions
 from structsam_export.errors import ArtifactError, PromptError, UsageError, unknown_name
 from structsam_export.folder import ExportFolder
 from structsam_export.runtime.decoding import decoder_feed
+from structsam_export.runtime.features import Features, features_of, joined, rows
 from structsam_export.runtime.prompts import POINTS, PROMPTS
 
 if TYPE_CHECKING:
@@ -77,8 +78,8 @@ class ExportedModel:
         """Where the arrays that go in and come out are, whatever computes."""
         return "cpu"
 
-    def encode(self, images: np.ndarray, boxes: np.ndarray | None = None) -> np.ndarray:
-        """Embeddings (N, C, h, w) of prepared images (N, 3, S, S), for boxes (N, 4) in encoder pixels where the encoder
+    def encode(self, images: np.ndarray, boxes: np.ndarray | None = None) -> Features:
+        """Features of prepared images (N, 3, S, S), for boxes (N, 4) in encoder pixels where the encoder
         takes them; N is any number, the export's batch is filled up.
         """
         feed = {"image": images} if boxes is None else {"image": images, "boxes": boxes}
@@ -88,19 +89,26 @@ class ExportedModel:
             missing = self.batch - len(part["image"])
             full = {name: np.concatenate([v, v[-1:].repeat(missing, 0)]) for name, v in part.items()}
             with self._encoding:
-                embedding = self.encoder.infer(full)["image_embeddings"]
-            found.append(embedding[: self.batch - missing])
-        return np.concatenate(found)
+                features = features_of(self.encoder.infer(full))
+            found.append(rows(features, slice(self.batch - missing)))
+        return joined(found)
 
     def decode(
-        self, embedding: np.ndarray, coords: np.ndarray, labels: np.ndarray, masks: np.ndarray | None = None
+        self,
+        features: Features,
+        coords: np.ndarray,
+        labels: np.ndarray,
+        masks: np.ndarray | None = None,
+        *,
+        hq_token_only: bool = False,
     ) -> Decoded:
-        """All masks of P prompts on one embedding (1, C, h, w).
+        """All masks of P prompts on the features of one image.
 
         Args:
-            embedding: float32.
+            features: float32.
             coords, labels: float32 (P, K, 2) in encoder pixels and int64 (P, K), padding points included.
             masks: logits (P, 1, 4h, 4w) float32 of an earlier call.
+            hq_token_only: of a SAM-HQ, its own mask alone.
 
         Raises:
             PromptError: more or fewer points than an engine takes.
@@ -112,13 +120,16 @@ class ExportedModel:
             )
         most = PROMPTS[-1]  # engines take so many at once
         parts = [slice(i, i + most) for i in range(0, len(coords), most)]
-        each = [self._decode(embedding, coords[p], labels[p], None if masks is None else masks[p]) for p in parts]
+        feeds = [
+            decoder_feed(
+                features, coords[p], labels[p], None if masks is None else masks[p], hq_token_only=hq_token_only
+            )
+            for p in parts
+        ]
+        each = [self._decode(feed) for feed in feeds]
         return Decoded(np.concatenate([d.low_res for d in each]), np.concatenate([d.iou for d in each]))
 
-    def _decode(
-        self, embedding: np.ndarray, coords: np.ndarray, labels: np.ndarray, masks: np.ndarray | None
-    ) -> Decoded:
-        feed = decoder_feed(embedding, coords, labels, masks)
+    def _decode(self, feed: dict[str, np.ndarray]) -> Decoded:
         with self._decoding:
             found = self.decoder.infer(feed)
         return Decoded(found["low_res_masks"], found["iou_predictions"])

@@ -12,6 +12,7 @@ from structsam_export.backends.base import DEFAULT, RunOptions
 from structsam_export.errors import NoImageError, UsageError, shortened
 from structsam_export.folder import ExportFolder
 from structsam_export.runtime.embedded import EmbeddedImage, check_image, embedded
+from structsam_export.runtime.features import EARLY, embedding_of, named
 from structsam_export.runtime.model import Decoded, ExportedModel, open_model
 from structsam_export.runtime.prompts import PromptBatch, prompt_batch, prompt_of_photo
 from structsam_export.runtime.transforms import ResizeLongestSide, transform_of
@@ -116,6 +117,7 @@ class Predictor:
         multimask_output: bool = True,
         return_logits: bool = False,
         *,
+        hq_token_only: bool = False,
         embedding: EmbeddedImage | None = None,
     ) -> Masks:
         """Masks of one object.
@@ -127,6 +129,7 @@ class Predictor:
             mask_input: float (1, 4h, 4w), logits of an earlier call.
             multimask_output: three masks rather than one.
             return_logits: logits instead of masks.
+            hq_token_only: of a SAM-HQ, its own mask alone, not added to SAM's.
             embedding: the photo; None: the current one.
 
         Returns:
@@ -140,7 +143,7 @@ class Predictor:
         image = self._image(embedding)
         arrays = prompt_of_photo(self.transform, image.original_size, point_coords, point_labels, box, mask_input)
         prompt = self._prompts(image, *arrays)
-        found = self._finish(image, self._decode(image, prompt, multimask_output), return_logits)
+        found = self._finish(image, self._decode(image, prompt, multimask_output, hq_token_only), return_logits)
         return found[0][0], found[1][0], found[2][0]
 
     def predict_batch(
@@ -152,6 +155,7 @@ class Predictor:
         multimask_output: bool = True,
         return_logits: bool = False,
         *,
+        hq_token_only: bool = False,
         embedding: EmbeddedImage | None = None,
     ) -> Masks:
         """Masks of P objects at once: `SamPredictor.predict_torch` on arrays. Coordinates are in encoder pixels, as
@@ -161,7 +165,7 @@ class Predictor:
             point_coords, point_labels: (P, N, 2) and (P, N).
             boxes: (P, 4).
             mask_input: (P, 1, 4h, 4w).
-            multimask_output, return_logits, embedding: as in `predict`.
+            multimask_output, return_logits, hq_token_only, embedding: as in `predict`.
 
         Returns:
             as `predict`, with P first: (P, C, H, W), (P, C), (P, C, 4h, 4w).
@@ -170,7 +174,8 @@ class Predictor:
             NoImageError, PromptError: as `predict`.
         """
         image = self._image(embedding)
-        found = self.predict_low_res(point_coords, point_labels, boxes, mask_input, multimask_output, embedding=image)
+        prompts = (point_coords, point_labels, boxes, mask_input, multimask_output)
+        found = self.predict_low_res(*prompts, hq_token_only=hq_token_only, embedding=image)
         return self._finish(image, found, return_logits)
 
     def predict_low_res(
@@ -181,12 +186,13 @@ class Predictor:
         mask_input: np.ndarray | None = None,
         multimask_output: bool = True,
         *,
+        hq_token_only: bool = False,
         embedding: EmbeddedImage | None = None,
     ) -> Decoded:
         """As `predict_batch`, but only what the decoder gives: logits (P, C, 4h, 4w) and guesses of IoU (P, C)."""
         image = self._image(embedding)
         prompts = self._prompts(image, point_coords, point_labels, boxes, mask_input)
-        return self._decode(image, prompts, multimask_output)
+        return self._decode(image, prompts, multimask_output, hq_token_only)
 
     def _prompts(
         self,
@@ -199,7 +205,7 @@ class Predictor:
         side = self.model.low_res_shape
         return prompt_batch(points, labels, boxes, masks, side, with_region=self.model.prompt_aware)
 
-    def _decode(self, image: EmbeddedImage, prompts: PromptBatch, multimask: bool) -> Decoded:
+    def _decode(self, image: EmbeddedImage, prompts: PromptBatch, multimask: bool, hq_only: bool) -> Decoded:
         coords, labels, masks = prompts.coords, prompts.labels, prompts.masks
         if prompts.regions is not None:  # a prompt-aware export: each on an embedding of its own
             each = [
@@ -208,13 +214,14 @@ class Predictor:
                     coords[i : i + 1],
                     labels[i : i + 1],
                     None if masks is None else masks[i : i + 1],
+                    hq_token_only=hq_only,
                 )
                 for i in range(len(coords))
             ]
             found = Decoded(np.concatenate([d.low_res for d in each]), np.concatenate([d.iou for d in each]))
         else:
             assert image.features is not None
-            found = self.model.decode(image.features, coords, labels, masks)
+            found = self.model.decode(image.features, coords, labels, masks, hq_token_only=hq_only)
         chosen = slice(1, None) if multimask else slice(0, 1)
         return Decoded(found.low_res[:, chosen], found.iou[:, chosen])
 
@@ -237,13 +244,19 @@ class Predictor:
                 "A prompt-aware export has no embedding of an image alone: each belongs to its prompt, and predict "
                 "makes it. Export without --prompt-aware to share one among prompts."
             )
-        return features
+        return embedding_of(features)
 
     @property
     def features(self) -> np.ndarray | None:
         """The current image's embedding, float32 (1, C, h, w); None without one, or where it belongs to a prompt."""
         current = self._current
-        return None if current is None else current.features
+        return None if current is None or current.features is None else embedding_of(current.features)
+
+    @property
+    def interm_features(self) -> np.ndarray | None:
+        """Of a SAM-HQ, the current image's tokens after the first global block, float32 (1, h, w, D); else None."""
+        current = self._current
+        return None if current is None or current.features is None else named(current.features).get(EARLY)
 
     @property
     def is_image_set(self) -> bool:

@@ -67,5 +67,5 @@ class Stretch(ResizeLongestSide):
 
 
 def transform_of(preprocessing: str, size: int) -> ResizeLongestSide:
-    """The transform of a model's preprocessing ("sam" or "medsam") into a square of `size` px."""
+    """The transform of a model's preprocessing ("sam", "medsam" or "litemedsam") into a square of `size` px."""
     return Stretch(size) if preprocessing == "medsam" else ResizeLongestSide(size)

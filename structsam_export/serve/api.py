@@ -16,6 +16,7 @@ from starlette.routing import Route
 
 from structsam_export import __version__
 from structsam_export.errors import StructSAMError
+from structsam_export.runtime.features import embedding_of
 from structsam_export.serve import openapi
 from structsam_export.serve.answers import npy
 from structsam_export.serve.guard import refusal
@@ -101,7 +102,7 @@ class API:
                 return JSONResponse(self.segmenter.head(served, one, job))
             if one.embedded.features is None:
                 raise Refused(422, "A prompt-aware export has no embedding of a picture alone.")
-            return Response(npy(one.embedded.features), media_type="application/octet-stream")
+            return Response(npy(embedding_of(one.embedded.features)), media_type="application/octet-stream")
 
         return await self.clicks.run(work, gone(request))
 

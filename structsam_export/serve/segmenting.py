@@ -13,6 +13,7 @@ import numpy as np
 
 from structsam_export.errors import shortened
 from structsam_export.runtime import AutomaticMaskGenerator, EmbeddedImage
+from structsam_export.runtime.features import named
 from structsam_export.runtime.token_maps import TokenMap, token_maps
 from structsam_export.serve import pictures
 from structsam_export.serve.answers import floats_as_text, mask_record, run_record
@@ -261,7 +262,9 @@ def _numbered(groups: np.ndarray) -> list[int]:
 
 def _bytes_of(one: EmbeddedImage) -> int:
     """What an embedding holds, that of its last prompt included."""
-    arrays = [array for array in (one.features, one.prepared) if array is not None]
+    arrays = [*named(one.features).values()] if one.features is not None else []
+    if one.prepared is not None:
+        arrays.append(one.prepared)
     largest: int = sum(array.nbytes for array in arrays)
     if one.features is None:
         h, w = one.model.low_res_shape

@@ -17,17 +17,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from structsam_export.runtime.features import EMBEDDING, NAMES
+
 if TYPE_CHECKING:
     from structsam_export.roles import Decision, Plan
 
 NOISE, TRIES = 3e-5, 64
 GIVEN = ".computed"  # what a graph decides itself, where decisions are fed in
-EMBEDDING = "image_embeddings"
 
 
 def names_of(outputs: Mapping[str, Any]) -> list[str]:
     """Decisions among a stage's outputs: "plan.3", "grid.2", ..."""
-    return list(dict.fromkeys(key.rpartition(".")[0] for key in outputs if key != EMBEDDING))
+    return list(dict.fromkeys(key.rpartition(".")[0] for key in outputs if key not in NAMES))
 
 
 def decided(outputs: Mapping[str, Any], name: str, plan: type[Plan], tokens: int = 0) -> np.ndarray:

@@ -232,12 +232,15 @@ def tells(reference: Reference, stage: Stage) -> bool:
 
 
 def numbers(first: Stage, second: Stage) -> dict[str, Any]:
-    """Errors of embeddings and overlap of masks."""
+    """Errors of what encoders hand over, of several tensors the one with the largest, and overlap of masks."""
     batch = second.embeddings[0].shape[0]
-    embeddings = [np.repeat(e, batch, 0) if e.shape[0] == 1 else e for e in first.embeddings]
+    errors = []
+    for name in first.features:
+        values = [np.repeat(e, batch, 0) if e.shape[0] == 1 else e for e in first.tensors(name)]
+        errors.append(embedding_errors(values, second.tensors(name)))
     ious = mask_ious(first.masks, second.masks)
     return {
-        **embedding_errors(embeddings, second.embeddings),
+        **max(errors, key=lambda found: found["max_rel"]),
         "mask_iou_mean": float(np.mean(ious)),
         "mask_iou_min": min(ious),
         "masks": len(ious),

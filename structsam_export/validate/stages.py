@@ -11,8 +11,10 @@ import numpy as np
 
 from structsam_export.console import stage
 from structsam_export.eager import EagerRunner, decoder_of
+from structsam_export.hosts import host_of
 from structsam_export.patch import decisions_of, reduced_blocks
 from structsam_export.runtime.decoding import runner_decoder
+from structsam_export.runtime.features import EMBEDDING, NAMES, features_of, rows
 from structsam_export.runtime.images import Prepared, masks_from_logits, prepare
 from structsam_export.runtime.photos import Photo
 from structsam_export.runtime.prompts import prompt_arrays, prompt_box
@@ -60,12 +62,13 @@ class Inputs:
             feeds.append(feed)
         return feeds
 
-    def masks(self, decode: Decoder, embeddings: Sequence[Array]) -> list[Array]:
-        """Boolean masks (P, h, w) of every photo, from embeddings (B, C, h, w) of which the first counts."""
+    def masks(self, decode: Decoder, outputs: Sequence[Outputs]) -> list[Array]:
+        """Boolean masks (P, h, w) of every photo, from an encoder's outputs; of a batch, the first image counts."""
         drawn = []
-        for embedding, photo, ready in zip(embeddings, self.photos, self.prepared):
+        for output, photo, ready in zip(outputs, self.photos, self.prepared):
             coords, labels = prompt_arrays(photo.prompts, ready.scale)
-            drawn.append(masks_from_logits(decode(embedding[:1], coords, labels), ready, self.size))
+            features = rows(features_of(output), slice(1))
+            drawn.append(masks_from_logits(decode(features, coords, labels), ready, self.size))
         return drawn
 
 
@@ -81,7 +84,16 @@ class Stage:
     @property
     def embeddings(self) -> list[Array]:
         """Image embeddings (B, C, h, w), by photo."""
-        return [o["image_embeddings"] for o in self.outputs]
+        return self.tensors(EMBEDDING)
+
+    def tensors(self, name: str) -> list[Array]:
+        """One of the encoder's outputs, by photo."""
+        return [output[name] for output in self.outputs]
+
+    @property
+    def features(self) -> list[str]:
+        """Names of what the encoder hands to the decoder."""
+        return [name for name in NAMES if name in self.outputs[0]]
 
 
 @dataclass(frozen=True)
@@ -112,16 +124,17 @@ def eager_reference(loaded: LoadedModel, schedule: Schedule, photos: Sequence[Ph
     inputs = Inputs.of(photos, size, loaded.spec.preprocessing, prompt_aware=prompt_aware)
     feeds, encoder = inputs.feeds(1), loaded.sam.image_encoder
     history: list[dict[str, Any]] = []
+    given = host_of(encoder).ENCODER_OUTPUTS
     with stage(f"eager PyTorch, unpatched and patched, {len(photos)} photos") as say:
-        dense = run(EagerRunner(encoder, ["image_embeddings"], "dense", ["image"]), feeds, say)
+        dense = run(EagerRunner(encoder, given, "dense", ["image"]), feeds, say)
         with schedule.patched(encoder):
             layers, names, plans = reduced_blocks(encoder), decision_names(encoder), decisions_of(encoder)
             module = encoder_with_decisions(encoder, history)
-            eager = run(EagerRunner(module, ["image_embeddings", *names], "eager", list(feeds[0])), feeds, say)
+            eager = run(EagerRunner(module, [*given, *names], "eager", list(feeds[0])), feeds, say)
     decode = decoder_of(loaded)
     stages = []
     for name, (outputs, seconds) in (("dense", dense), ("eager", eager)):
-        drawn = inputs.masks(decode, [o["image_embeddings"] for o in outputs])
+        drawn = inputs.masks(decode, outputs)
         stages.append(Stage(name, outputs, drawn, seconds))
     return Reference(inputs, stages[0], stages[1], layers, names, plans, history)
 
@@ -175,7 +188,7 @@ def run_stage(reference: Reference, files: StageFiles, batch: int, *, given: boo
         # Decisions that rewriting folded into constants, or left out as unused, cannot be read: they are PyTorch's.
         outputs = [repeated(eager, out) | out for eager, out in zip(reference.eager.outputs, outputs)]
         with files.decoder_runner() as decoder:
-            drawn = reference.inputs.masks(runner_decoder(decoder), [o["image_embeddings"] for o in outputs])
+            drawn = reference.inputs.masks(runner_decoder(decoder), outputs)
     return Stage(files.name, outputs, drawn, seconds)
 
 
@@ -190,5 +203,5 @@ def decisions_for(copy: Path, eager: Outputs, feed: Mapping[str, Array]) -> Outp
 
 def repeated(eager: Outputs, outputs: Outputs) -> Outputs:
     """PyTorch's decisions of one image, repeated for the batch of another stage's outputs."""
-    batch = outputs["image_embeddings"].shape[0]
-    return {name: np.concatenate([value] * batch) for name, value in eager.items() if name != "image_embeddings"}
+    batch = outputs[EMBEDDING].shape[0]
+    return {name: np.concatenate([value] * batch) for name, value in eager.items() if name not in NAMES}

@@ -136,6 +136,9 @@ class ToyHost:
     def blocks(self, encoder):
         return [BlockOfToy(block) for block in encoder.stack]
 
+    def refusal(self, method):
+        return "it is a toy" if method == "a method that no toy can run" else None
+
     def decoder(self, model):
         """A mask is the first channel of the embedding, whatever the prompt."""
 
