@@ -32,9 +32,10 @@ class _State(Collector):
             inside.add_metric([name], line.inside)
             refused.add_metric([name], line.refused)
             late.add_metric([name], line.late)
-        kept = GaugeMetricFamily(f"{PREFIX}_cache_bytes", "Of pictures and embeddings that are kept.", labels=["cache"])
+        kept = GaugeMetricFamily(f"{PREFIX}_cache_bytes", "Of what is kept.", labels=["cache"])
         count = GaugeMetricFamily(f"{PREFIX}_cache_entries", "That are kept.", labels=["cache"])
-        for name, cache in (("files", self.segmenter.files), ("embeddings", self.segmenter.embeddings)):
+        kinds = {"files": self.segmenter.files, "embeddings": self.segmenter.embeddings, "maps": self.segmenter.maps}
+        for name, cache in kinds.items():
             kept.add_metric([name], cache.bytes)
             count.add_metric([name], len(cache))
         found = self.segmenter.embeddings
