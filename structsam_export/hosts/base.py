@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from structsam_export.geometry import EncoderGeometry
+    from structsam_export.runtime.features import Features
     from structsam_export.views import BlockView
 
-# (embedding (1, C, h, w), coords (P, 2, 2), labels (P, 2)) -> low-resolution logits (P, 4h, 4w), all float32 but labels
-Decode = Callable[["np.ndarray", "np.ndarray", "np.ndarray"], "np.ndarray"]
+# (features: the embedding (1, C, h, w) or several tensors by name, coords (P, 2, 2), labels (P, 2))
+# -> low-resolution logits (P, 4h, 4w), all float32 but labels
+Decode = Callable[["Features", "np.ndarray", "np.ndarray"], "np.ndarray"]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Host: SAM-HQ. Its blocks are SAM's; its encoder gives two tensors, and its decoder adds a mask of its own to SAM's."""
+"""Host: SAM-HQ. Its blocks are SAM's; its encoder gives two tensors, its decoder adds a mask of its own to SAM's."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from structsam_export.hosts.base import Decode
+    from structsam_export.runtime.features import Features
 
 
 class SamHQ(SegmentAnything):
@@ -39,6 +40,8 @@ class SamHQ(SegmentAnything):
         import numpy as np
         import torch
 
+        from structsam_export.runtime.features import named
+
         def one(tensors: Mapping[str, Tensor], coords: Tensor, labels: Tensor) -> Tensor:
             is_box = bool(labels[0] == 2)
             sparse, dense = model.prompt_encoder(
@@ -57,9 +60,9 @@ class SamHQ(SegmentAnything):
             )
             return logits[0, 0]
 
-        def decode(features: Mapping[str, np.ndarray], coords: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        def decode(features: Features, coords: np.ndarray, labels: np.ndarray) -> np.ndarray:
             with torch.no_grad():
-                tensors = {name: torch.as_tensor(value) for name, value in features.items()}
+                tensors = {name: torch.as_tensor(value) for name, value in named(features).items()}
                 rows = zip(torch.as_tensor(coords), torch.as_tensor(labels))
                 return np.asarray(torch.stack([one(tensors, c, p) for c, p in rows]))
 

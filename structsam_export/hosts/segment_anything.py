@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from structsam_export.hosts.base import Decode
+    from structsam_export.runtime.features import Features
     from structsam_export.views import AttentionView, BlockView
 
 
@@ -128,6 +129,8 @@ class SegmentAnything:
         import numpy as np
         import torch
 
+        from structsam_export.runtime.features import embedding_of
+
         def one(embedding: Tensor, coords: Tensor, labels: Tensor) -> Tensor:
             is_box = bool(labels[0] == 2)
             sparse, dense = model.prompt_encoder(
@@ -144,10 +147,11 @@ class SegmentAnything:
             )
             return logits[0, 0]
 
-        def decode(embedding: np.ndarray, coords: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        def decode(features: Features, coords: np.ndarray, labels: np.ndarray) -> np.ndarray:
+            embedding = torch.as_tensor(embedding_of(features))
             with torch.no_grad():
                 rows = zip(torch.as_tensor(coords), torch.as_tensor(labels))
-                return np.asarray(torch.stack([one(torch.as_tensor(embedding), c, p) for c, p in rows]))
+                return np.asarray(torch.stack([one(embedding, c, p) for c, p in rows]))
 
         return decode
 
@@ -224,7 +228,7 @@ def decoder_module(sam: Any) -> nn.Module:
             mask_input: torch.Tensor,
             has_mask_input: torch.Tensor,
         ) -> tuple[torch.Tensor, torch.Tensor]:
-            """Tokens (P, n, C), the output tokens first, and the embedding of four times its side (P, C / 8, 4h, 4w)."""
+            """Tokens (P, n, C), the output tokens first; the embedding of four times its side (P, C / 8, 4h, 4w)."""
             m = self.mask
             sparse = self.sparse(point_coords, point_labels)
             empty = self.prompt.no_mask_embed.weight.reshape(1, -1, 1, 1)
