@@ -6,8 +6,7 @@ are ever in memory. `rel`, the products of queries and R, come from outside: mad
 
 import triton
 import triton.language as tl
-
-from plugins.launch import POINTERS, Launch, pieces, power_of_two
+from kernel_launch import POINTERS, Launch, pieces, power_of_two
 
 # How the bias of a tile of keys is made.
 NO_BIAS = tl.constexpr(0)  # for comparisons

@@ -2,8 +2,7 @@
 
 import triton
 import triton.language as tl
-
-from plugins.launch import POINTERS, Launch, pieces, power_of_two
+from kernel_launch import POINTERS, Launch, pieces, power_of_two
 
 
 @triton.jit
@@ -52,9 +51,7 @@ def token_merge(
     tl.store(out_ptr + at, total.to(out_ptr.dtype.element_ty), mask=(slot < n)[:, None] & (d < D)[None, :])
 
 
-def launch(
-    batch: int, shape: tuple[int, int], window: tuple[int, int], merged: int, dim: int, dtype: str
-) -> Launch:
+def launch(batch: int, shape: tuple[int, int], window: tuple[int, int], merged: int, dim: int, dtype: str) -> Launch:
     """Launch for tokens (batch, *shape, dim) of `dtype`, `merged` cells in each window of `window` tokens."""
     (H, W), (SH, SW) = shape, window
     n = SH * SW - 3 * merged

@@ -2,8 +2,7 @@
 
 import triton
 import triton.language as tl
-
-from plugins.launch import POINTERS, Launch, pieces, power_of_two
+from kernel_launch import POINTERS, Launch, pieces, power_of_two
 
 
 @triton.jit

@@ -1,9 +1,19 @@
-"""How a kernel is launched and compiled: what tests, the build script and registrations share."""
+"""How a kernel is launched and compiled: what tests, the build script and registrations share.
+
+Kernels are loaded by path (`part`), as they lie beside the package in a checkout and inside an installed one.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from functools import cache
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import Any, NamedTuple
+
+PLUGINS = ("token_energy", "merge_plan", "token_merge", "token_unmerge", "relpos_attention")
+HERE = Path(__file__).parent
 
 POINTERS = {"float16": "*fp16", "bfloat16": "*bf16", "float32": "*fp32"}
 
@@ -36,6 +46,19 @@ class Launch(NamedTuple):
         arguments = [self.sizes[name] if kind == "i32" else next(given) for name, kind in self.signature.items()]
         options = {"num_warps": self.warps, "num_stages": self.stages}
         self.kernel[self.grid](*arguments, **self.constants, **options)  # type: ignore[index]
+
+
+@cache
+def part(name: str, file: str) -> Any:
+    """A module of a plugin, `kernel` or `reference`; kernels need Triton."""
+    if str(HERE) not in sys.path:
+        sys.path.append(str(HERE))  # kernels import this file by its name
+    title = f"structsam_plugins.{name}.{file}"
+    spec = spec_from_file_location(title, HERE / name / f"{file}.py")
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[title] = module_from_spec(spec)  # Triton looks its functions' globals up there
+    spec.loader.exec_module(module)
+    return module
 
 
 def pieces(size: int, piece: int) -> int:
