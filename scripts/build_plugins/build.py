@@ -14,7 +14,7 @@ from typing import Any
 from build_plugins.compiling import Compiled, compiled
 from build_plugins.targets import FIRST, SHARED, ptx_version
 
-COLUMNS = ("plugin", "build", "SM", "PTX", "registers", "shared", "spills", "stack", "warps")
+COLUMNS = ("plugin", "build", "SM", "PTX", "registers", "shared", "spills", "stack", "warps", "stages")
 
 
 class BuildError(Exception):
@@ -100,13 +100,18 @@ def attempt(
     if sm < first or isinstance(version, str):
         remove(output, files)
         return row | {"refused": f"refused: {reason if sm < first else version}", "expected": True, "key": ""}
-    row |= {"ptx": version, "key": key_of(name, launch, sm, version)}
+    row |= {"ptx": version, "key": key_of(name, launch, sm, version, shared)}
     if before and before.get("key") == row["key"] and "registers" in before:
         kept = {**before, **row, "compiled": False}
         kept["refused"] = refusal(kept, sm, shared)
         if kept["refused"] or all((output / f"{files}{end}").exists() for end in (".ptx", ".cubin")):
             return kept
-    made = compiled(launch, sm, version)
+    # Where loads ahead need too much shared memory, the kernel does without.
+    for stages in sorted({launch.stages, 1}, reverse=True):
+        made = compiled(launch._replace(stages=stages), sm, version)
+        row["stages"] = stages
+        if made.shared <= min(shared, SHARED[sm]) * 1024:
+            break
     row |= {k: v for k, v in made._asdict().items() if k not in ("ptx", "cubin")} | {"compiled": True}
     row["refused"] = refusal(row, sm, shared)
     if row["refused"]:
@@ -126,14 +131,14 @@ def refusal(row: dict[str, Any], sm: int, shared: int) -> str | None:
     return None
 
 
-def key_of(name: str, launch: Any, sm: int, version: int) -> str:
+def key_of(name: str, launch: Any, sm: int, version: int, shared: int) -> str:
     """A hash of all that a kernel is made from."""
     import triton
     from kernel_launch import HERE
 
     sources = [(HERE / name / "kernel.py").read_bytes(), (HERE / "kernel_launch.py").read_bytes()]
     sources += [Path(__file__).with_name("compiling.py").read_bytes()]
-    what = [triton.__version__, launch.signature, launch.constants, launch.warps, launch.stages, sm, version]
+    what = [triton.__version__, launch.signature, launch.constants, launch.warps, launch.stages, sm, version, shared]
     return hashlib.sha256(b"\0".join([*sources, json.dumps(what).encode()])).hexdigest()
 
 
@@ -165,6 +170,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         if row["refused"]:
             lines.append("| " + " | ".join([*what, row["refused"], *[""] * (len(COLUMNS) - 4)]) + " |")
             continue
-        needs = [f"{row['ptx'] / 10:.1f}", *(str(row[k]) for k in ("registers", "shared", "spills", "stack", "warps"))]
+        needs = [
+            f"{row['ptx'] / 10:.1f}",
+            *(str(row[k]) for k in COLUMNS[4:]),
+        ]
         lines.append("| " + " | ".join([*what, *needs]) + " |")
     return "\n".join(lines) + "\n"
