@@ -39,6 +39,7 @@ class Interpreter:
             The outputs, and whether nothing beside them was written.
         """
         request = pickle.dumps((name, arguments, inputs, outputs, constants or {}))
+        assert self.process.poll() is None, "the interpreter died"
         self.process.stdin.write(len(request).to_bytes(8, "little") + request)
         self.process.stdin.flush()
         size = int.from_bytes(self.process.stdout.read(8), "little")
@@ -49,7 +50,7 @@ class Interpreter:
         return reply
 
     def close(self):
-        self.process.stdin.close()
+        self.process.kill()
         self.process.wait()
 
 

@@ -15,7 +15,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from structsam_export.methods.cells import cell_plan, group_by_cell, merged_cells, rank_pads_first
+from structsam_export.methods.cells import cell_indices, cell_plan, group_by_cell, merged_cells, rank_pads_first
 from structsam_export.methods.energy import sobel_energy
 from structsam_export.tokens import WindowGrid
 
@@ -24,7 +24,7 @@ PLUGINS = Path(__file__).parents[2] / "plugins"
 sys.path.append(str(PLUGINS))
 
 from kernel_child import Interpreter  # noqa: E402
-from kernel_launch import part, pieces  # noqa: E402
+from kernel_launch import part, pieces, power_of_two  # noqa: E402
 
 # Largest error relative to the largest value of the reference, which is computed from the same rounded inputs.
 TOLERANCE = {"float32": 1e-6, "float16": 2e-3}
@@ -35,8 +35,6 @@ LAYOUTS = {
     "demo-window": WindowGrid((32, 32), 12),
     "odd": WindowGrid((9, 7)),
 }
-# The interpreter pays for programs, not for their size.
-FEW = {"BLOCK": 1024, "CHUNK": 1024}
 fuzzed = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -235,7 +233,7 @@ def stock_plan(energy, grid, merged):
     values = grid.partition(torch.from_numpy(energy).unsqueeze(-1)).squeeze(-1)
     by_cell = group_by_cell(values, grid.window_shape)
     ranks = rank_pads_first(by_cell.amax(-1), grid)
-    place = ranks.argsort(1, stable=True).argsort(1).float()
+    place = ranks.argsort(stable=True, dim=1).argsort(1).float()
     made = cell_plan(place, by_cell.argmin(-1), grid, merged)
     return made.pos.numpy(), made.slot.numpy()
 
@@ -253,7 +251,10 @@ def test_plan_is_exactly_that_of_cells(interpreter, where, rate):
     grid, images = LAYOUTS[where], 2
     merged = merged_cells(grid, rate)
     energy = random_energy(3, (images, *grid.shape), 0)
-    pos, slot = plan(interpreter, energy, grid.window_shape, merged, FEW)
+    cells = power_of_two(
+        len(cell_indices(grid.window_shape)[0]), 16
+    )  # in one program: that takes the interpreter least
+    pos, slot = plan(interpreter, energy, grid.window_shape, merged, {"BLOCK": cells, "CHUNK": cells})
     values = grid.partition(torch.from_numpy(energy).unsqueeze(-1)).squeeze(-1)
     by_cell = group_by_cell(values, grid.window_shape)
     want = cell_plan(rank_pads_first(by_cell.amax(-1), grid), by_cell.argmin(-1), grid, merged)
