@@ -30,8 +30,8 @@ def build(
     plugins: Sequence[str],
     builds: Sequence[str] | None,
     sms: Sequence[int],
-    cuda: str | None,
-    shared: int,
+    cuda: str | None = None,
+    shared: int = 48,
 ) -> list[dict[str, Any]]:
     """Compile and write; a row for each kernel and SM.
 
@@ -108,7 +108,11 @@ def attempt(
             return kept
     # Where loads ahead need too much shared memory, the kernel does without.
     for stages in sorted({launch.stages, 1}, reverse=True):
-        made = compiled(launch._replace(stages=stages), sm, version)
+        try:
+            made = compiled(launch._replace(stages=stages), sm, version)
+        except Exception as error:  # Triton and ptxas have many; the other kernels go on
+            remove(output, files)
+            return row | {"refused": f"refused: does not compile: {first_line(error)}"}
         row["stages"] = stages
         if made.shared <= min(shared, SHARED[sm]) * 1024:
             break
@@ -119,6 +123,12 @@ def attempt(
     else:
         save(output, files, made)
     return row
+
+
+def first_line(error: Exception) -> str:
+    """What a table has room for."""
+    said = str(error).strip().splitlines() or [type(error).__name__]
+    return said[0][:100].replace("|", "/")
 
 
 def refusal(row: dict[str, Any], sm: int, shared: int) -> str | None:

@@ -18,4 +18,4 @@ def ptx_version(sm: int, cuda: str | None) -> int | str:
     if cuda is None:
         return SMS[sm]
     least = SMS[sm] if sm > 90 else 80
-    return CUDA[cuda] if CUDA[cuda] >= least else f"CUDA {cuda} does not know SM {sm}"
+    return min(SMS[sm], CUDA[cuda]) if CUDA[cuda] >= least else f"CUDA {cuda} does not know SM {sm}"

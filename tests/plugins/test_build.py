@@ -92,9 +92,9 @@ def test_what_has_not_changed_is_not_compiled_again(made, monkeypatch):
     )
     assert [p.stat().st_mtime_ns for p in files] == before
     # Other PTX is another kernel, and a file that is gone is made again.
-    assert build(folder, ["merge_plan"], ["window"], [87], "13.0")[0]["compiled"] is True
+    assert build(folder, ["merge_plan"], ["window"], [87], "12.2")[0]["compiled"] is True
     (folder / f"{row['files']}.cubin").unlink()
-    assert build(folder, ["merge_plan"], ["window"], [87], "13.0")[0]["compiled"] is True
+    assert build(folder, ["merge_plan"], ["window"], [87], "12.2")[0]["compiled"] is True
     kept = json.loads((folder / "kernels.json").read_text())
     assert len({r["files"] for r in kept}) == len(kept) == len(rows)
 
@@ -102,7 +102,7 @@ def test_what_has_not_changed_is_not_compiled_again(made, monkeypatch):
 def test_too_much_shared_memory_is_refused_and_nothing_stays(made, tmp_path):
     build(tmp_path, ["relpos_attention"], ["window merged"], [87], "12.6")
     assert len(list(tmp_path.glob("relpos_attention/*"))) == 2
-    (row,) = build(tmp_path, ["relpos_attention"], ["window merged"], [87], "12.6", shared=16)
+    (row,) = build(tmp_path, ["relpos_attention"], ["window merged"], [87], "12.6", shared=8)
     assert row["refused"].startswith("refused: needs ") and not row["expected"]
     assert not list(tmp_path.glob("relpos_attention/*"))
 
@@ -112,7 +112,7 @@ def test_what_spills_is_refused(tmp_path, monkeypatch):
     from build_plugins import build as module
 
     launch = part("relpos_attention", "kernel").launch
-    large = launch(1, 64, 1, 64, (14, 14), "float16", tile=(64, 64), warps=1)
+    large = launch(1, 64, 1, 64, (14, 14), "float16", "none", tile=(64, 32), warps=1)
     monkeypatch.setattr(module, "builds_of", lambda name: iter([(name, "large", large)]))
     (row,) = build(tmp_path, ["relpos_attention"], None, [87], None, 160)
     assert row["refused"].startswith("refused: spills ") and row["spills"] > 0
@@ -168,6 +168,19 @@ def test_heads_are_cut_into_powers_of_two(dim, parts):
 def test_sizes():
     assert [pieces(n, 4) for n in (1, 4, 5)] == [1, 1, 2]
     assert [power_of_two(n) for n in (1, 3, 64, 65)] == [1, 4, 64, 128]
+
+
+def test_a_kernel_that_does_not_compile_does_not_stop_the_others(tmp_path, monkeypatch):
+    from build_plugins import build as module
+
+    def broken(launch, sm, version):
+        raise RuntimeError("ptxas: no | such thing\nmore")
+
+    monkeypatch.setattr(module, "compiled", broken)
+    rows = build(tmp_path, ["merge_plan"], None, [87])
+    assert [row["refused"] for row in rows] == ["refused: does not compile: ptxas: no / such thing"] * 2
+    assert not any(row["expected"] for row in rows)
+    assert "does not compile" in (tmp_path / "kernels.md").read_text()
 
 
 @pytest.mark.slow
