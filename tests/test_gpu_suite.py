@@ -81,6 +81,66 @@ def test_the_page_has_the_conditions_on_top_and_says_what_was_not_measured(dry):
     assert "| eager demo none stock fp32 | 0.0 | not measured on GPU |" in page
 
 
+def test_a_dry_run_interprets_kernels_and_times_none(dry):
+    """Equality with the references, of one attention and one layer, and of what they are timed beside on a GPU."""
+    report, page = dry
+    rows = {row["name"]: row for row in report["steps"] if row["name"].startswith("kernel ")}
+    attention, merging = rows.values()
+    assert {row["status"] for row in rows.values()} == {"ok"}
+    assert attention["result"]["max_rel"]["relpos_attention"] < 1e-6
+    assert max(attention["result"]["rivals_max_rel"].values()) < 1e-6
+    assert set(attention["result"]["rivals_max_rel"]) == {"dense bias", "SDPA folded"}
+    assert set(merging["result"]["max_rel"]) == {"token_energy", "token_merge", "token_unmerge"}
+    assert merging["result"]["merge_plan"] == "exactly equal"
+    for row in rows.values():
+        assert row["result"]["times"] == NOT_MEASURED
+        assert f"| {row['name'].removeprefix('kernel ')} | all |" in page
+    assert page.index("## Kernels of plugins/") < page.index("## Steps")
+
+
+def test_a_kernel_that_differs_fails_its_step():
+    from gpu_suite.kernels import checked
+
+    assert checked({"a": 1e-6}, "float32")["max_rel"] == {"a": 1e-6}
+    for wrong in (1e-3, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="differs from the reference"):
+            checked({"a": 1e-6, "b": wrong}, "float32")
+
+
+def test_times_of_kernels_have_a_row_each(tmp_path):
+    """The numbers are invented."""
+    suite = suite_in(tmp_path)
+    times = {"kernel": {"p50": 0.1, "p90": 0.2, "p99": 0.3, "n": 50}, "FlexAttention": {"failed": "Error: a | b"}}
+    result = {"max_rel": {"relpos_attention": 1e-4}, "device": "cuda", "times": times, "launches": 4}
+    suite.record("kernel attention x float16", "ok", 1.0, result, {"case": "x"})
+    page = markdown(suite.report())
+    assert suite.report()["measured_on_gpu"] is True
+    assert "| attention x float16 | kernel | 1.0e-04 on cuda | 0.1000 | 0.2000 | 0.3000 | 4 |" in page
+    assert "| attention x float16 | FlexAttention | 1.0e-04 on cuda | Error: a / b | - | - | 4 |" in page
+
+
+def test_what_is_timed_beside_the_kernel_is_the_same_attention():
+    """FlexAttention, too; uncompiled here."""
+    from gpu_suite import kernels
+    from torch.nn.attention.flex_attention import flex_attention
+
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 9, 8, generator=g) for _ in range(3))
+    rel, pos = (
+        torch.randn(2, 9, 2, 14, generator=g),
+        torch.stack([torch.randperm(15, generator=g)[:9] for _ in range(2)]),
+    )
+    calls = kernels.rivals(q, k, v, rel, pos, 2, (3, 5))
+    reference = kernels.triton_part("relpos_attention", "reference").reference
+    want = reference(*(x.numpy() for x in (q, k, v, rel, pos)), 2, (3, 5))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "flex_attention", lambda: flex_attention)
+        for name in ("dense bias", "SDPA folded", "FlexAttention"):
+            assert kernels.error(calls[name](), want) < 1e-6, name
+    no_bias = reference(*(x.numpy() for x in (q, k, v, 0 * rel, pos)), 2, (3, 5))
+    assert kernels.error(calls["SDPA without bias"](), no_bias) < 1e-6
+
+
 def test_steps_survive_each_others_failures(tmp_path):
     steps = [
         Step("first", QUICK),

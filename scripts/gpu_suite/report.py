@@ -8,6 +8,7 @@ from typing import Any
 from gpu_suite import NOT_MEASURED
 
 HEAD = ("what", "p50 ms", "p90", "p99", "n", "copy in", "copy out", "/ plain engine", "/ eager stock")
+KERNELS = ("what", "part", "largest error of the kernel", "p50 ms", "p90", "p99", "launches")
 PARITY = ("what", "max_rel", "cosine", "mask IoU mean", "min", "photos")
 
 
@@ -25,6 +26,9 @@ def markdown(report: dict[str, Any]) -> str:
         if not report["dry_run"]:
             parts.append(NOTES)
         parts += [f"## {model}: against eager PyTorch in FP32", table(PARITY, parity_rows(mine))]
+    kernels = [r for r in report["steps"] if r["name"].startswith("kernel ") and r["result"]]
+    if kernels:
+        parts += ["## Kernels of plugins/", table(KERNELS, kernel_rows(kernels))]
     parts += ["## Steps", table(("step", "seconds", "status"), step_rows(report))]
     return "\n\n".join(parts) + "\n"
 
@@ -131,6 +135,22 @@ def parity_rows(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
         else:
             ious = (f"{found[k]:.6f}" if k in found else "-" for k in ("mask_iou_mean", "mask_iou_min"))
             yield (label(row), f"{found['max_rel']:.1e}", f"{found['cosine']:.6f}", *ious, str(found["photos"]))
+
+
+def kernel_rows(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
+    """A line for each kernel, and for each way to the same result that was timed beside it."""
+    for row in rows:
+        result, what = row["result"], row["name"].removeprefix("kernel ")
+        worst = f"{max(result['max_rel'].values()):.1e} on {result['device']}"
+        launches = str(result.get("launches", "-"))
+        if isinstance(result["times"], str):
+            yield what, "all", worst, result["times"], "-", "-", launches
+            continue
+        for name, time in result["times"].items():
+            if "failed" in time:
+                yield what, name, worst, time["failed"].replace("|", "/").replace("\n", " "), "-", "-", launches
+            else:
+                yield what, name, worst, *(f"{time[k]:.4f}" for k in ("p50", "p90", "p99")), launches
 
 
 def step_rows(report: dict[str, Any]) -> Iterator[tuple[str, ...]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from gpu_suite import Options
 from gpu_suite.exports import forms
+from gpu_suite.kernels import ATTENTION, LAYERS
 
 # Seconds a step should need; GPU and compiler differ, so these only keep what cannot end from being begun.
 SECONDS = {
@@ -22,6 +23,7 @@ SECONDS = {
     "compiled": 60.0,
     "onnxruntime": 15.0,
     "onnxruntime-tensorrt": 60.0,
+    "kernel": 20.0,
 }
 # By how much bigger models take longer than ViT-B.
 SIZES = {"demo": 0.6, "vit_l": 3.0, "vit_h": 6.0}
@@ -61,12 +63,30 @@ def plan(options: Options, backends: Sequence[str]) -> list[Step]:
         )
     for model in options.models:
         steps += of_model(options, model, backends)
+    steps += kernel_steps(options)
     # What is nice to know, after every model has had its turn.
     steps += onnxruntime_steps(options, "cuda", "onnxruntime", ("fp32", "fp16"))
     for model in options.models:
         steps += compiled_steps(options, model)
     steps += onnxruntime_steps(options, "tensorrt", "onnxruntime-tensorrt", ("fp32",))
     return [*steps, Step("conditions at the end", "gpu_suite.conditions:gpu_state", seconds=1.0, gpu=True)]
+
+
+def kernel_steps(options: Options) -> Iterator[Step]:
+    """Kernels of plugins/; a dry run has one of each kind."""
+    first = 1 if options.dry_run else None
+    given = {"options": options.to_dict()}
+    for precision in ("float32",) if options.dry_run else ("float16", "bfloat16", "float32"):
+        for case in [*ATTENTION][:first]:
+            more: dict[str, Any] = {**given, "case": case, "precision": precision}
+            yield Step(
+                f"kernel attention {case} {precision}", "gpu_suite.kernels:attention", more, seconds=SECONDS["kernel"]
+            )
+        for layer in [*LAYERS][:first]:
+            more = {**given, "layer": layer, "precision": precision}
+            yield Step(
+                f"kernel merging {layer} {precision}", "gpu_suite.kernels:merging", more, seconds=SECONDS["kernel"]
+            )
 
 
 def of_model(options: Options, model: str, backends: Sequence[str]) -> Iterator[Step]:

@@ -108,7 +108,7 @@ class Suite:
 
     def report(self) -> dict[str, Any]:
         """Everything so far."""
-        measured = [r for r in self.records if (r["result"] or {}).get("latency") and not self.options.dry_run]
+        measured = [r for r in self.records if measures(r["result"]) and not self.options.dry_run]
         return {
             "schema": SCHEMA,
             "dry_run": self.options.dry_run,
@@ -118,6 +118,11 @@ class Suite:
             "spent_s": round(time.monotonic() - self.began, 1),
             "steps": self.records,
         }
+
+
+def measures(result: Any) -> bool:
+    """Whether a result holds times of a GPU's work."""
+    return bool(result) and ("latency" in result or isinstance(result.get("times"), dict))
 
 
 def replace(path: Path, text: str) -> None:
