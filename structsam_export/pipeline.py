@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from structsam_export.backends import choose_backend
 from structsam_export.config import ExportConfig
-from structsam_export.console import console, markup, stage
+from structsam_export.console import console, markup, note, stage
 from structsam_export.errors import UsageError
 from structsam_export.files import check_writable, require_space
 from structsam_export.folder import (
@@ -37,11 +37,14 @@ if TYPE_CHECKING:
 KEEP_LIMIT = 1_000_000_000
 
 
-def export(config: ExportConfig, output: Path | None = None, *, force: bool = False) -> tuple[dict[str, Any], Path]:
+def export(
+    config: ExportConfig, output: Path | None = None, *, force: bool = False, recipe: Path | None = None
+) -> tuple[dict[str, Any], Path]:
     """Run every stage.
 
     Args:
         config: what to export.
+        recipe: a recipe file of `tune`, whose schedule takes the place of the configuration's.
         output: folder to make; default engines/<model>-<method>-r<rate*100>-<precision>.
         force: replace the folder if it is an earlier export.
 
@@ -55,10 +58,15 @@ def export(config: ExportConfig, output: Path | None = None, *, force: bool = Fa
 
     chosen = choose_backend("none" if config.backend == "auto" and not config.buildable else config.backend)
     targets = chosen.targets(config.target) if chosen else ()
+    config, origin = (config, None) if recipe is None else with_recipe(config, recipe)
     job = Job.prepare(config)
     target = output or job.default_folder
     photos = job.photos()
-    with new_folder(target, job.manifest(), force=force) as folder:
+    manifest = job.manifest()
+    if origin is not None:
+        manifest.results = replace(manifest.results, recipe=origin)
+        say_other_weights(origin, job.loaded.sha256)
+    with new_folder(target, manifest, force=force) as folder:
         weights = job.weight_bytes
         require_space(folder.path, weights * (3 + len(targets)))
         reference = eager_reference(job.loaded, job.schedule, photos)
@@ -70,6 +78,27 @@ def export(config: ExportConfig, output: Path | None = None, *, force: bool = Fa
         build_stage(folder, chosen, targets)
         report = validate_stage(job, folder, reference, weights_freed=freed)
     return report, target
+
+
+def with_recipe(config: ExportConfig, path: Path) -> tuple[ExportConfig, dict[str, str]]:
+    """A configuration with a recipe's schedule, and what the manifest says of the recipe.
+
+    Raises:
+        ArtifactError: no recipe, or one of another version.
+    """
+    from structsam_export.recipes import applied, origin, read
+
+    recipe = read(path)
+    return applied(recipe, config), origin(path, recipe)
+
+
+def say_other_weights(origin: dict[str, str], weights: str) -> None:
+    """Say on stderr that a recipe was made for other weights than those that are exported."""
+    if origin["weights"] != weights:
+        note(
+            f"{origin['name']} was made for other weights ({origin['weights'][:12]}..., these are {weights[:12]}...): "
+            "what it loses here is not known. Tune these weights, or evaluate the export."
+        )
 
 
 def trace_stage(job: Job, folder: ExportFolder) -> None:
