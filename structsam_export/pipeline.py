@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from structsam_export.backends import choose_backend
 from structsam_export.config import ExportConfig
-from structsam_export.console import console, markup, note, stage
+from structsam_export.console import console, markup, stage
 from structsam_export.errors import UsageError
 from structsam_export.files import check_writable, require_space
 from structsam_export.folder import (
@@ -28,6 +28,7 @@ from structsam_export.folder import (
 )
 from structsam_export.job import Job, photos_for
 from structsam_export.reading import content_errors
+from structsam_export.recipes import say_other_weights, with_recipe
 
 if TYPE_CHECKING:
     from structsam_export.backends.base import Backend
@@ -78,27 +79,6 @@ def export(
         build_stage(folder, chosen, targets)
         report = validate_stage(job, folder, reference, weights_freed=freed)
     return report, target
-
-
-def with_recipe(config: ExportConfig, path: Path) -> tuple[ExportConfig, dict[str, str]]:
-    """A configuration with a recipe's schedule, and what the manifest says of the recipe.
-
-    Raises:
-        ArtifactError: no recipe, or one of another version.
-    """
-    from structsam_export.recipes import applied, origin, read
-
-    recipe = read(path)
-    return applied(recipe, config), origin(path, recipe)
-
-
-def say_other_weights(origin: dict[str, str], weights: str) -> None:
-    """Say on stderr that a recipe was made for other weights than those that are exported."""
-    if origin["weights"] != weights:
-        note(
-            f"{origin['name']} was made for other weights ({origin['weights'][:12]}..., these are {weights[:12]}...): "
-            "what it loses here is not known. Tune these weights, or evaluate the export."
-        )
 
 
 def trace_stage(job: Job, folder: ExportFolder) -> None:

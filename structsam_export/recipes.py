@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from structsam_export.config import ExportConfig, read_json
+from structsam_export.console import note
 from structsam_export.errors import ArtifactError, UsageError
 from structsam_export.files import atomic, sha256_of
 from structsam_export.schedule import Request
@@ -101,3 +102,22 @@ def applied(recipe: dict[str, Any], config: ExportConfig) -> ExportConfig:
 def origin(path: Path, recipe: dict[str, Any]) -> dict[str, str]:
     """What an export's manifest says of the recipe it was made by."""
     return {"name": path.name, "sha256": sha256_of(path), "weights": recipe["model"]["weights"]}
+
+
+def with_recipe(config: ExportConfig, path: Path) -> tuple[ExportConfig, dict[str, str]]:
+    """A configuration with a recipe's schedule, and what the manifest says of the recipe.
+
+    Raises:
+        ArtifactError: no recipe, or one of another version.
+    """
+    recipe = read(path)
+    return applied(recipe, config), origin(path, recipe)
+
+
+def say_other_weights(origin: dict[str, str], weights: str) -> None:
+    """Say on stderr that a recipe was made for other weights than those that are exported."""
+    if origin["weights"] != weights:
+        note(
+            f"{origin['name']} was made for other weights ({origin['weights'][:12]}..., these are {weights[:12]}...): "
+            "what it loses here is not known. Tune these weights, or evaluate the export."
+        )

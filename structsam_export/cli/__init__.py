@@ -1,7 +1,7 @@
 """The command line: parse, one library call, print. Results go to stdout, everything else to stderr.
 
-One module for each idea: `stages`, `parity`, `speed`, `quality`, `tuning`, `masks`, `packs`, `lists`; `options` and `show` are
-common to them.
+One module for each idea: `stages`, `parity`, `speed`, `quality`, `tuning`, `masks`, `packs`, `lists`; `options` and
+`show` are common to them.
 """
 
 from __future__ import annotations

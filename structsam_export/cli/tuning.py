@@ -54,7 +54,8 @@ def tune(
         check_picture(plot)
     check_file(page, "--page")
     loss = 0.01 if max_loss is None and target_macs is None else max_loss
-    report = command.run(command.Budget(loss, target_macs), given.pop("dataset"), given.pop("photos"), **given)
+    menu = command.Menu(**{name: given.pop(name) for name in ("methods", "rates", "mlps", "quick")})
+    report = command.run(command.Budget(loss, target_macs), menu, given.pop("dataset"), given.pop("photos"), **given)
     if plot is not None:
         show.plot(report, plot)
     if page is not None:

@@ -22,7 +22,7 @@ class Table:
 
     Args:
         space: the options.
-        losses: mIoU lost, by block and option, drawn towards what the disagreement with the unpatched model lets expect.
+        losses: mIoU lost, by block and option, drawn towards what the disagreement with the unpatched model tells.
         costs: MACs as a difference to the unpatched model's, as a share of them (negative: saved).
         measured: mean mIoU lost as measured, and `disagreement`, by block and option.
     """

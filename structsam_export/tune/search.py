@@ -1,7 +1,8 @@
 """Schedules of least loss for every cost, where losses and costs of the blocks add up: exact, for all budgets at once.
 
 Dynamic programming over Pareto fronts: what is dominated in the first k blocks stays so whatever follows (multiple-
-choice knapsack; Kellerer, Pferschy and Pisinger 2004, chapter 11). Only schedules whose costs agree to `GRAIN` are taken for one.
+choice knapsack; Kellerer, Pferschy and Pisinger 2004, chapter 11). Only schedules whose costs agree to `GRAIN` are
+taken for one.
 """
 
 from __future__ import annotations

@@ -134,8 +134,9 @@ def write_page(report: dict[str, Any], path: Path) -> None:
 <style>body{{font:15px/1.5 sans-serif;max-width:70rem;margin:2rem auto}}td,th{{padding:.2rem .8rem;text-align:left}}
 img{{max-width:100%}}</style>
 <h1>Tuning of {html.escape(model["name"])}</h1>
-<p>Weights {model["weights"][:12]}; {html.escape(images["set"])}, {images["selection"]} images to choose on, {images["held_out"]}
-held out ({masks}). MACs as the papers count them; brackets hold 95 % bootstrap intervals over images.</p>
+<p>Weights {model["weights"][:12]}; {html.escape(images["set"])}, {images["selection"]} images to choose on,
+{images["held_out"]} held out ({masks}). MACs as the papers count them; brackets hold 95 % bootstrap intervals over
+images.</p>
 {"".join(f"<p>{html.escape(line)}</p>" for line in report["verdict"]["lines"])}
 <img alt="mIoU lost against MACs, and the loss of each block alone" src="data:image/svg+xml;base64,{picture}">
 <table><tr>{"".join(f"<th>{html.escape(c)}</th>" for c in head)}</tr>{cells}</table>
