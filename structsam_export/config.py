@@ -43,8 +43,9 @@ class ExportConfig:
 
     `model` "auto" reads the architecture from `checkpoint`, and becomes "demo" where there is none; `preprocessing`
     "auto" is the model's own ("sam" for one that is read). `checkpoint` and `images` are paths as text; `rate` is the
-    fraction of tokens removed, as a number or by layers ("0.3:0-5,0.6:6-11"), None for the method's default; `layers`
-    None for the method's own (all, but for cubist from a quarter of the depth on); `params` are the method's own
+    fraction of tokens removed, as a number or by layers ("0.3:0-5,0.6:6-11"), None for the method's default; `mlp` is a
+    policy or policies by layers ("merge:0-3,residual-consistency:4-7"); `layers` None for the method's own (all, but
+    for cubist from a quarter of the depth on); `params` are the method's own
     parameters as (name, value) pairs; `precision` "auto" becomes fp16, or fp32 where that would not do; `target` is a
     comma list of sm86, sm89, ... or "current", or "auto" (this GPU, else sm86,sm89); `form` is what the graph is
     written for: "portable", "attention" (ONNX's operator, opset 23) or "ort-cpu" (ONNX Runtime on a CPU, FP32).
@@ -136,8 +137,9 @@ class ExportConfig:
         if self.layers is not None:
             parts.append(self.layers.replace(",", "+"))
         if self.mlp != "none":
-            parts.append(f"mlp_{self.mlp}" + (f"{self.mlp_density * 100:g}" if self.mlp_density is not None else ""))
-        shown = f"{rate * 100:g}" if isinstance(rate, float) else rate.replace(",", "+").replace(":", "@")
+            density = "" if self.mlp_density is None else percent(self.mlp_density)
+            parts.append(f"mlp_{named(self.mlp)}" + (f"@{density}" if density and ":" in self.mlp else density))
+        shown = percent(rate) if isinstance(rate, float) else named(rate)
         form = () if self.form == "portable" else (self.form,)
         ending = f"-{'-'.join([f'r{shown}', self.precision, *form])}"
         name = "-".join(parts) + ending
@@ -174,6 +176,17 @@ class ExportConfig:
             return cls(**{**values, "images": tuple(values.get("images", ())), "params": pairs})
         except (Misfit, UsageError) as error:
             raise ArtifactError(f"The configuration cannot be used: {error}. Export again with --force.") from error
+
+
+def percent(share: float) -> str:
+    """A share for a name, in per cent: as short as it can be, but never that of another share."""
+    short = f"{share * 100:g}"
+    return short if float(short) / 100 == share else repr(share * 100)
+
+
+def named(text: str) -> str:
+    """Text that names layers, as part of a file name."""
+    return text.replace(" ", "").replace(",", "+").replace(":", "@")
 
 
 def read_json(path: Path) -> Any:

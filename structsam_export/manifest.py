@@ -53,6 +53,7 @@ FORM: dict[Any, Any] = {
         "precision": (dict, None),
         "passed": (bool, None),
         "judged": {str: digest},
+        "recipe": ({"name": str, "sha256": digest, "weights": digest}, None),
     },
 }
 ENGINE_KEYS = ("file", "part", "backend", "version", "sm", "sha256", "bytes")
@@ -174,6 +175,7 @@ class Results:
         precision: `precision.Conversion` as plain values, and "largest" activations; None for FP32.
         passed: the verdict of the last validation; None if there was none since the files changed.
         judged: the files that the verdict is about, with their SHA-256; empty in folders of earlier versions.
+        recipe: name and SHA-256 of the recipe that the schedule is from, and of the weights it was made for; or None.
     """
 
     rewrite: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -182,6 +184,7 @@ class Results:
     precision: dict[str, Any] | None = None
     passed: bool | None = None
     judged: dict[str, str] = field(default_factory=dict)
+    recipe: dict[str, str] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The fields that hold something."""

@@ -28,6 +28,7 @@ from structsam_export.folder import (
 )
 from structsam_export.job import Job, photos_for
 from structsam_export.reading import content_errors
+from structsam_export.recipes import say_other_weights, with_recipe
 
 if TYPE_CHECKING:
     from structsam_export.backends.base import Backend
@@ -37,11 +38,14 @@ if TYPE_CHECKING:
 KEEP_LIMIT = 1_000_000_000
 
 
-def export(config: ExportConfig, output: Path | None = None, *, force: bool = False) -> tuple[dict[str, Any], Path]:
+def export(
+    config: ExportConfig, output: Path | None = None, *, force: bool = False, recipe: Path | None = None
+) -> tuple[dict[str, Any], Path]:
     """Run every stage.
 
     Args:
         config: what to export.
+        recipe: a recipe file of `tune`, whose schedule takes the place of the configuration's.
         output: folder to make; default engines/<model>-<method>-r<rate*100>-<precision>.
         force: replace the folder if it is an earlier export.
 
@@ -55,10 +59,15 @@ def export(config: ExportConfig, output: Path | None = None, *, force: bool = Fa
 
     chosen = choose_backend("none" if config.backend == "auto" and not config.buildable else config.backend)
     targets = chosen.targets(config.target) if chosen else ()
+    config, origin = (config, None) if recipe is None else with_recipe(config, recipe)
     job = Job.prepare(config)
     target = output or job.default_folder
     photos = job.photos()
-    with new_folder(target, job.manifest(), force=force) as folder:
+    manifest = job.manifest()
+    if origin is not None:
+        manifest.results = replace(manifest.results, recipe=origin)
+        say_other_weights(origin, job.loaded.sha256)
+    with new_folder(target, manifest, force=force) as folder:
         weights = job.weight_bytes
         require_space(folder.path, weights * (3 + len(targets)))
         reference = eager_reference(job.loaded, job.schedule, photos)

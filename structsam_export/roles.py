@@ -170,11 +170,16 @@ class Method(Protocol):
     def macs(self, grid: WindowGrid, head_dim: int) -> int: ...
 
 
-class MLPPolicy(Protocol):
-    """On which tokens the MLPs of an encoder run."""
+class MLPAssignment(Protocol):
+    """Which blocks follow which MLP policy."""
 
     def check(self, methods: Iterable[Any]) -> None: ...
     def extend(self, roles: dict[int, Role], geometry: EncoderGeometry) -> dict[int, Role]: ...
+
+
+class MLPPolicy(MLPAssignment, Protocol):
+    """On which tokens the MLPs of an encoder run."""
+
     def rows(self, grid: WindowGrid, groups: list[WindowGroup]) -> float: ...
     def update(self, step: Step, x: Tensor, plan: Any) -> Tensor: ...
 
@@ -216,13 +221,15 @@ def role_of(roles: Mapping[int, Role], index: int, geometry: EncoderGeometry) ->
     return roles.get(index) or Role(index, geometry.window_grid(index))
 
 
-def assign(geometry: EncoderGeometry, blocks: Mapping[int, Method], mlp: MLPPolicy | None = None) -> dict[int, Role]:
+def assign(
+    geometry: EncoderGeometry, blocks: Mapping[int, Method], mlp: MLPAssignment | None = None
+) -> dict[int, Role]:
     """Roles of all blocks that change; the others stay stock.
 
     Args:
         geometry: the encoder's sizes.
         blocks: method of each block.
-        mlp: MLP policy, or None for dense MLPs.
+        mlp: MLP policy, or policies by block, or None for dense MLPs.
 
     Raises:
         UsageError: the methods and the policy cannot work together or not on this encoder.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from structsam_export.config import ExportConfig
 from structsam_export.errors import UsageError
 from structsam_export.methods import Method, make_method, method_class, parameter
-from structsam_export.methods.mlp import make_mlp
+from structsam_export.methods.mlp_layers import PoliciesByBlock, make_policies
 from structsam_export.methods.none import NoMerge
 from structsam_export.methods.rates import parse_rate
 from structsam_export.patch import apply_roles, remove_patch, resolve_layers
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from structsam_export.geometry import EncoderGeometry
-    from structsam_export.roles import MLPPolicy
+    from structsam_export.roles import MLPAssignment, MLPPolicy
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ class Request:
         config: the configuration.
         methods: the method at each rate asked for, with the layers it is for as text; None: `--layers`, or the
             method's own.
-        mlp: policy of `methods.mlp`, or None.
+        mlp: policies of `methods.mlp` (None: dense MLPs), each with the layers it is for as text; None: all it can.
     """
 
     config: ExportConfig
     methods: tuple[tuple[Method, str | None], ...]
-    mlp: MLPPolicy | None
+    mlp: tuple[tuple[MLPPolicy | None, str | None], ...]
 
     @classmethod
     def of(cls, config: ExportConfig) -> Request:
@@ -56,12 +56,14 @@ class Request:
         methods = tuple((make_method(config.method, rate, **options, **own), layers) for rate, layers in groups)
         if rates.groups and config.layers is not None:
             raise UsageError(f"--rate {config.rate} already names its layers. Leave --layers away.")
-        return cls(config, methods, make_mlp(config.mlp, config.mlp_density))
+        return cls(config, methods, make_policies(config.mlp, config.mlp_density))
 
     @property
     def dense(self) -> bool:
         """Whether nothing is asked for that would change a block of any encoder."""
-        return self.mlp is None and all(method.NAME == NoMerge.NAME for method, _ in self.methods)
+        return all(policy is None for policy, _ in self.mlp) and all(
+            method.NAME == NoMerge.NAME for method, _ in self.methods
+        )
 
     def blocks(self, geometry: EncoderGeometry) -> dict[int, Method]:
         """The method of each block of an encoder.
@@ -83,6 +85,25 @@ class Request:
                 blocks[layer] = method
         return blocks
 
+    def policies(self, geometry: EncoderGeometry) -> MLPAssignment | None:
+        """The MLP policy of an encoder, or its policies by block.
+
+        Raises:
+            UsageError: layers the encoder does not have, or that are named twice.
+        """
+        if self.mlp[0][1] is None:
+            return self.mlp[0][0]
+        taken: set[int] = set()
+        parts = []
+        for policy, spec in self.mlp:
+            layers = frozenset(resolve_layers(str(spec), geometry.depth, geometry.global_layers))
+            if twice := taken & layers:
+                raise UsageError(f"--mlp {self.config.mlp} names layer {min(twice)} twice.")
+            taken |= layers
+            if policy is not None:
+                parts.append((policy, layers))
+        return PoliciesByBlock(tuple(parts)) if parts else None
+
     def resolve(self, geometry: EncoderGeometry) -> Schedule:
         """The schedule on an encoder.
 
@@ -90,8 +111,9 @@ class Request:
             UsageError: its blocks do not allow what is asked for.
         """
         blocks = self.blocks(geometry)
-        roles = assign(geometry, blocks, self.mlp)
-        return Schedule(blocks, self.methods[-1][0], self.mlp, self.config.prompt_aware, roles)
+        mlp = self.policies(geometry)
+        roles = assign(geometry, blocks, mlp)
+        return Schedule(blocks, self.methods[-1][0], mlp, self.config.prompt_aware, roles)
 
 
 @dataclass(frozen=True)
@@ -101,14 +123,14 @@ class Schedule:
     Args:
         blocks: method of each block, all of one class.
         method: the method, at the last rate named.
-        mlp: policy of `methods.mlp`, or None.
+        mlp: policy of `methods.mlp`, or policies by block, or None.
         prompt_aware: the encoder also takes the prompt.
         roles: what each block that changes does.
     """
 
     blocks: dict[int, Method]
     method: Method
-    mlp: MLPPolicy | None = None
+    mlp: MLPAssignment | None = None
     prompt_aware: bool = False
     roles: dict[int, Role] = field(default_factory=dict)
 

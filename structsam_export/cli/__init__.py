@@ -1,7 +1,7 @@
 """The command line: parse, one library call, print. Results go to stdout, everything else to stderr.
 
-One module for each idea: `stages`, `parity`, `speed`, `quality`, `masks`, `packs`, `lists`; `options` and `show` are
-common to them.
+One module for each idea: `stages`, `parity`, `speed`, `quality`, `tuning`, `masks`, `packs`, `lists`; `options` and
+`show` are common to them.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from structsam_export.cli.quality import evaluate, sweep
 from structsam_export.cli.serving import serve
 from structsam_export.cli.speed import bench
 from structsam_export.cli.stages import build, export, rewrite, trace
+from structsam_export.cli.tuning import tune
 from structsam_export.console import interrupt
 
 
@@ -59,7 +60,9 @@ def cli() -> None:
     """
 
 
-COMMANDS = (export, trace, rewrite, build, validate, bench, evaluate, sweep, predict, serve, pack, methods, doctor)
+COMMANDS = (
+    *(export, trace, rewrite, build, validate, bench, evaluate, sweep, tune, predict, serve, pack, methods, doctor),
+)
 for command in COMMANDS:
     cli.add_command(command)
 

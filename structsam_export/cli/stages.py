@@ -15,6 +15,7 @@ from structsam_export.cli.options import (
     image_option,
     json_option,
     model_options,
+    refuse,
 )
 from structsam_export.cli.show import show_report
 from structsam_export.console import echo
@@ -24,8 +25,9 @@ from structsam_export.console import echo
 @model_options
 @build_options
 @image_option
+@click.option("--recipe", type=click.Path(path_type=Path), metavar="FILE", help="Schedule found by 'tune'.")
 @json_option
-def export(output: Path | None, force: bool, as_json: bool, **given: Any) -> None:
+def export(output: Path | None, force: bool, as_json: bool, recipe: Path | None, **given: Any) -> None:
     """Run the whole chain.
 
     A checkpoint in, verified engines and a report out.
@@ -36,7 +38,10 @@ def export(output: Path | None, force: bool, as_json: bool, **given: Any) -> Non
     """
     from structsam_export.pipeline import export as run
 
-    report, folder = run(config_of(given), output, force=force)
+    if recipe is not None:
+        decided = ("method", "rate", "variant", "layers", "params", "mlp", "mlp_density")
+        refuse(decided, f"{recipe} already says what is done in each block.")
+    report, folder = run(config_of(given), output, force=force, recipe=recipe)
     show_report(report, folder, as_json)
 
 

@@ -1,0 +1,180 @@
+"""Schedules really evaluated, image by image: kept on disk, so that nothing is computed twice."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from structsam_export.config import ExportConfig
+from structsam_export.console import stop_if_interrupted
+from structsam_export.datasets import Sample
+from structsam_export.eager import own_copy
+from structsam_export.evaluate.predictors import Eager, dense_predictor, identity_of
+from structsam_export.evaluate.protocols import PROTOCOLS, Case
+from structsam_export.evaluate.statistics import Interval, intervals
+from structsam_export.evaluate.store import Store, key_of
+from structsam_export.metrics import iou
+from structsam_export.models import LoadedModel
+from structsam_export.tune.space import job_of
+
+VERSION = 1  # raise it whenever the same schedule and image would give other figures
+
+
+@dataclass
+class Measurer:
+    """A model and images on which schedules are compared with it.
+
+    Args:
+        loaded: the model.
+        store: where figures are kept.
+        prompt: "box" or "point".
+        true: the samples' masks are true ones. Otherwise loss is the disagreement with the unpatched model.
+        workers: images worked on at once, each with a copy of the model and one torch thread.
+    """
+
+    loaded: LoadedModel
+    store: Store
+    prompt: str = "box"
+    true: bool = True
+    workers: int = 1
+    seconds: float = 0.0  # of work, of all workers together, and how many schedules x images it was
+    done: int = 0
+    _copies: list[LoadedModel] = field(default_factory=list)
+
+    def measure(
+        self, configs: Sequence[ExportConfig], samples: Sequence[Sample], say: Callable[[], None] = lambda: None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Evaluate what the store does not have yet.
+
+        Args:
+            configs: the schedules.
+            samples: the images.
+            say: called after each image.
+
+        Returns:
+            Loss and disagreement, float64 (configs, samples): mIoU of the unpatched model less the schedule's, mean
+            over the image's objects; and 1 - IoU with the unpatched model's masks. Without true masks both are alike.
+        """
+        keys = [
+            key_of({"version": VERSION, "prompt": self.prompt, **identity_of(job_of(c, self.loaded))}) for c in configs
+        ]
+        named = dict(zip(keys, configs))
+        self.fill(named, samples, say)
+        found = np.zeros((2, len(configs), len(samples)))
+        for column, sample in enumerate(samples):
+            kept = self.store.get(sample.name)["scores"]
+            for row, key in enumerate(keys):
+                found[:, row, column] = kept[key]
+        return found[0], found[1]
+
+    def fill(self, named: Mapping[str, ExportConfig], samples: Sequence[Sample], say: Callable[[], None]) -> None:
+        """Put into the store what it lacks."""
+        import torch
+
+        left, threads = deque(samples), torch.get_num_threads()
+        while len(self._copies) < self.workers:
+            self._copies.append(own_copy(self.loaded) if self.workers > 1 else self.loaded)
+
+        def work(loaded: LoadedModel) -> None:
+            if self.workers > 1:
+                torch.set_num_threads(1)
+            while left:
+                try:
+                    sample = left.popleft()
+                except IndexError:  # another thread was faster
+                    break
+                self.one_image(sample, named, loaded)
+                say()
+
+        with ThreadPoolExecutor(self.workers) as pool:
+            try:
+                futures = [pool.submit(work, copy) for copy in self._copies]
+                wait(futures, return_when=FIRST_EXCEPTION)
+            finally:
+                left.clear()
+                torch.set_num_threads(threads)
+        for future in futures:
+            future.result()
+
+    def one_image(self, sample: Sample, named: Mapping[str, ExportConfig], loaded: LoadedModel) -> None:
+        """The figures of one image that the store lacks."""
+        digest, kept = sample.digest(), self.store.get(sample.name)
+        scores: dict[str, list[float]] = kept.get("scores", {}) if kept.get("digest") == digest else {}
+        missing = {key: config for key, config in named.items() if key not in scores}
+        if not missing:
+            return
+        began = time.perf_counter()
+        made = scored(sample, missing, loaded, self.prompt, self.true)
+        self.seconds += time.perf_counter() - began
+        self.done += len(missing)
+        self.store.put(sample.name, {"name": sample.name, "digest": digest, "scores": {**scores, **made}})
+
+
+def scored(
+    sample: Sample, named: Mapping[str, ExportConfig], loaded: LoadedModel, prompt: str, true: bool
+) -> dict[str, list[float]]:
+    """[loss, disagreement] of each schedule on one image; see `Measurer.measure`."""
+    case: Case = PROTOCOLS["sam"](sample, loaded.geometry.image_size, loaded.spec.preprocessing, prompt)
+    dense = case.draw(dense_predictor(loaded).logits(case))
+    base = fmean(iou(a, b) for a, b in zip(dense, case.truth))
+    made = {}
+    for key, config in named.items():
+        stop_if_interrupted()
+        job = job_of(config, loaded)
+        masks = case.draw(Eager(job.label, {}, loaded, job.schedule).logits(case))
+        apart = 1 - fmean(iou(a, b) for a, b in zip(masks, dense))
+        loss = base - fmean(iou(a, b) for a, b in zip(masks, case.truth)) if true else apart
+        made[key] = [loss, apart]
+    return made
+
+
+def halves(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
+    """Selection and held-out half: within each group every second image, in an order that only names decide.
+
+    A group of one image belongs to the selection half, and is not held out.
+    """
+    import hashlib
+
+    groups: dict[str, list[Sample]] = {}
+    for sample in sorted(samples, key=lambda s: hashlib.sha256(s.name.encode()).hexdigest()):
+        groups.setdefault(sample.group, []).append(sample)
+    return [s for g in groups.values() for s in g[::2]], [s for g in groups.values() for s in g[1::2]]
+
+
+def spread(samples: Sequence[Sample], count: int) -> list[Sample]:
+    """`count` samples, the groups in turn: all of them as alike in number as they can be."""
+    groups: dict[str, deque[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(sample.group, deque()).append(sample)
+    chosen: list[Sample] = []
+    while len(chosen) < min(count, len(samples)):
+        chosen += [members.popleft() for members in groups.values() if members][: count - len(chosen)]
+    return chosen
+
+
+def summary(values: np.ndarray, samples: Sequence[Sample]) -> list[Interval]:
+    """Mean over groups of each row's means over images, with bootstrap intervals; values (rows, samples)."""
+    names = [sample.group for sample in samples]
+    return intervals([values[:, [n == group for n in names]].T for group in dict.fromkeys(names)])
+
+
+def errors(values: np.ndarray, samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean over groups of each row (rows, samples), and its standard error; a group of one image adds none."""
+    names = np.asarray([sample.group for sample in samples])
+    groups = [values[:, names == group] for group in dict.fromkeys(names)]
+    means = np.mean([g.mean(1) for g in groups], axis=0)
+    variances = [g.var(1, ddof=1) / g.shape[1] if g.shape[1] > 1 else np.zeros(len(g)) for g in groups]
+    return means, np.sqrt(np.sum(variances, axis=0)) / len(groups)
+
+
+def plain(config: ExportConfig) -> dict[str, Any]:
+    """What a report says of a schedule."""
+    names = ("method", "variant", "rate", "layers", "mlp", "mlp_density")
+    return {name: getattr(config, name) for name in names}

@@ -1,0 +1,141 @@
+"""The search over schedules against brute force, and what it is fed: shrinking, halves, texts of schedules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import pytest
+
+from structsam_export.config import ExportConfig
+from structsam_export.errors import UsageError
+from structsam_export.geometry import GEOMETRIES
+from structsam_export.methods.mlp import MergedMLP, ResidualConsistency
+from structsam_export.schedule import resolve
+from structsam_export.tune.finalists import choose
+from structsam_export.tune.measure import errors, halves, spread
+from structsam_export.tune.search import cheapest, front, safest, shrunk
+from structsam_export.tune.space import DENSE, KEEP, MERGE, Choice, Space, ranges
+from structsam_export.tune.steps import Budget
+
+B = GEOMETRIES["vit_b"]
+
+
+def every(costs, losses):
+    """All schedules by counting: (cost, loss)."""
+    numbers = product(*(range(len(row)) for row in costs))
+    return [(sum(map(list.__getitem__, costs, n)), sum(map(list.__getitem__, losses, n))) for n in numbers]
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("blocks", [3, 5])
+def test_the_optimum_of_every_budget_is_found(seed, blocks):
+    """Three (five) blocks with up to five options each, losses below zero among them."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, 6, blocks)
+    costs = [[0.0, *(-rng.uniform(0, 0.1, n - 1)).tolist()] for n in sizes]
+    losses = [[0.0, *rng.normal(0.003, 0.004, n - 1).tolist()] for n in sizes]
+    points, all_of_them = front(costs, losses, 0), every(costs, losses)
+    for point in points:  # a point's figures are those of its choices
+        assert point.cost == pytest.approx(sum(costs[b][i] for b, i in enumerate(point.picks)))
+        assert point.loss == pytest.approx(sum(losses[b][i] for b, i in enumerate(point.picks)))
+    for budget in rng.uniform(-0.3, 0.0, 10):
+        if fit := [loss for cost, loss in all_of_them if cost <= budget]:
+            assert safest(points, budget).loss == pytest.approx(min(fit))
+    for budget in rng.uniform(-0.01, 0.02, 10):
+        if fit := [cost for cost, loss in all_of_them if loss <= budget]:
+            assert cheapest(points, budget).cost == pytest.approx(min(fit))
+
+
+def test_steps_of_cost_lose_little_and_keep_the_front_small():
+    """Twelve blocks with six options: two milliards of schedules."""
+    rng = np.random.default_rng(0)
+    costs = [[0.0, *(-rng.uniform(0, 0.05, 5)).tolist()] for _ in range(12)]
+    losses = [[0.0, *rng.uniform(0, 0.01, 5).tolist()] for _ in range(12)]
+    coarse, fine = front(costs, losses), front(costs[:5], losses[:5], 0)
+    assert len(coarse) < 6000
+    same = front(costs[:5], losses[:5])
+    for budget in np.linspace(-0.2, 0, 9):
+        assert safest(same, budget).loss <= safest(fine, budget - 5e-4).loss + 1e-12
+
+
+def test_a_budget_that_nothing_keeps_gives_the_nearest():
+    points = front([[0.0, -0.2]], [[0.01, 0.02]])
+    assert safest(points, -0.9).cost == -0.2 and cheapest(points, 0.0).loss == 0.01
+
+
+def test_shrinking_is_the_normal_posterior():
+    """Against the mean of the product of two normal densities on a grid."""
+    x = np.linspace(-0.1, 0.1, 200_001)
+    density = np.exp(-((x - 0.02) ** 2) / (2 * 0.01**2) - (x - 0.005) ** 2 / (2 * 0.004**2))
+    assert shrunk(0.02, 0.01, 0.005, 0.004) == pytest.approx(float((x * density).sum() / density.sum()), abs=1e-9)
+    assert shrunk(0.02, 0.01, 0.005, 0.0) == 0.005 and shrunk(0.02, 0.0, 0.005, 0.004) == 0.02
+
+
+@dataclass(frozen=True)
+class Named:
+    name: str
+    group: str
+
+
+def test_halves_share_no_image_and_every_group_is_in_both():
+    samples = [Named(f"{group}{i}", group) for group, n in (("a", 8), ("b", 3), ("c", 1)) for i in range(n)]
+    chosen, held = halves(samples)
+    assert not {s.name for s in chosen} & {s.name for s in held} and len(chosen) + len(held) == 12
+    assert [sum(s.group == g for s in chosen) for g in "abc"] == [4, 2, 1]
+    assert halves(samples[::-1]) == (chosen, held)  # whatever the order
+    assert sorted(s.group for s in spread(chosen, 4)) == ["a", "a", "b", "c"]
+    assert len(spread(chosen, 99)) == 7
+
+
+def test_means_are_over_groups_and_errors_are_theirs():
+    samples = [Named("1", "a"), Named("2", "a"), Named("3", "b")]
+    mean, error = errors(np.asarray([[0.0, 0.2, 0.5]]), samples)
+    assert mean[0] == pytest.approx(0.3) and error[0] == pytest.approx(np.std([0, 0.2], ddof=1) / np.sqrt(2) / 2)
+
+
+def test_what_is_taken_of_the_finalists():
+    ratios, losses = [0.8, 0.7, 0.6, 0.5], [0.001, 0.004, 0.012, 0.03]
+    assert choose(ratios, losses, Budget(loss=0.01)) == 1
+    assert choose(ratios, losses, Budget(macs=0.6)) == 2
+    assert choose(ratios, losses, Budget(loss=0.0)) == 0  # the nearest
+    assert choose(ratios, losses, Budget(macs=0.4)) == 3
+
+
+@pytest.mark.parametrize("options", [{}, {"loss": 0.01, "macs": 0.5}, {"macs": 0.0}, {"macs": 1.0}, {"macs": -1.0}])
+def test_budgets_that_are_none(options):
+    with pytest.raises(UsageError, match="--target-macs"):
+        Budget(**options)
+
+
+def test_the_text_of_a_schedule_means_what_was_chosen():
+    """Every choice of every block, read back by the schedule's own reader; no two of them share a name."""
+    base = ExportConfig(method="structsam", variant="cell", precision="fp32")
+    space = Space(base, ((DENSE,),) * 12)
+    rng, names = np.random.default_rng(0), {}
+    menu = [
+        DENSE,
+        Choice(0.5),
+        Choice(0.75),
+        Choice(0.5, MERGE),
+        Choice(0.75, MERGE),
+        Choice(0.0, KEEP),
+        Choice(0.5, KEEP),
+    ]
+    for _ in range(200):
+        picks = [menu[i] for i in rng.integers(0, len(menu), 12)]
+        picks = [c if c.mlp != KEEP or (b > 2 and B.windows[b]) else DENSE for b, c in enumerate(picks)]
+        config = space.config(picks)
+        made = resolve(config, B)
+        found = {b: method.rate for b, method in made.blocks.items() if made.method.NAME != "none"}
+        assert found == {b: c.rate for b, c in enumerate(picks) if c.rate}
+        kinds = {MERGE: MergedMLP, KEEP: ResidualConsistency}
+        policies = {b: type(role.mlp) for b, role in made.roles.items() if role.mlp is not None}
+        assert policies == {b: kinds[c.mlp] for b, c in enumerate(picks) if c.mlp != "none"}
+        names.setdefault(config.folder_name(config.rate or 0.0), set()).add(tuple(picks))
+    assert all(len(alike) == 1 for alike in names.values())
+
+
+def test_blocks_as_text():
+    assert ranges([0, 1, 2, 5, 7, 8]) == "0-2,5,7-8" and ranges([3]) == "3"

@@ -1,0 +1,176 @@
+"""The command `tune` on a tiny model: figures, resuming, photos without masks, recipes, bad input."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from evaluation_sets import scene, write_folder
+from PIL import Image
+
+from structsam_export import recipes
+from structsam_export.config import ExportConfig
+from structsam_export.errors import ArtifactError
+from structsam_export.evaluate import command as evaluation
+from structsam_export.tune import measure
+
+WORK = ("--model", "tiny", "--methods", "structsam:cell", "--rates", "0.5", "--minutes", "1", "--jobs", "1")
+
+
+@pytest.fixture
+def run(in_process, tiny_model):
+    """Run `tune` on the tiny model; returns (exit code, stdout, stderr in one line)."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # figures of different numbers of threads differ in the last digits
+
+    def run(*arguments):
+        code, out, err = in_process("tune", "--checkpoint", tiny_model, *WORK, *arguments)
+        return code, out, " ".join(err.split())
+
+    yield run
+    torch.set_num_threads(threads)
+
+
+def test_tune_resumes_and_its_recipe_is_exported(run, in_process, tiny_model, tmp_path, monkeypatch):
+    place = write_folder(tmp_path / "discs", 4)
+    files = ("--plot", "made.png", "--page", "made.html")
+    code, out, err = run("--dataset", place, "--target-macs", "0.9", *files, "--output", "one", "--json")
+    assert code == 0, err
+    report = json.loads(out)
+    assert {"selection": 2, "held_out": 2, "true_masks": True}.items() <= report["images"].items()
+    chosen = report["tuned"][report["chosen"]]
+    assert chosen["macs_ratio"] < 1 and "held-out images" in err
+    with Image.open("made.png") as picture:
+        assert picture.width > 500
+    page = (tmp_path / "made.html").read_text()
+    assert chosen["name"] in page and "discs" in page
+
+    # The held-out loss is what `evaluate` finds on those images.
+    _, held = measure.halves(evaluation.opened(str(place), None, None)[1])
+    config = ExportConfig(model="tiny", checkpoint=str(tiny_model), **chosen["schedule"])
+    other = evaluation.run(config, None, str(place))
+    scores = [image["scores"] for image in other["per_image"] if image["name"] in {s.name for s in held}]
+    assert len(scores) == 2
+    lost = [one["dense"]["iou"] - next(v["iou"] for k, v in one.items() if k != "dense") for one in scores]
+    assert chosen["held_out"]["mean"] == pytest.approx(sum(lost) / 2, abs=1e-6)
+
+    # Stopped half-way and begun again: the same figures, and only what was missing is computed.
+    real, calls = measure.scored, []
+
+    def counted(*arguments):
+        calls.append(arguments[0].name)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(measure, "scored", counted)
+    code, _, err = run("--dataset", place, "--target-macs", "0.9", "--output", "two")
+    assert code == 130 and "continues from there" in err
+    calls.append("")  # the fourth is over
+    code, out, err = run("--dataset", place, "--target-macs", "0.9", "--output", "two", "--json")
+    assert code == 0, err
+    again = json.loads(out)
+    for name in ("sensitivity", "uniform", "tuned", "chosen", "verdict"):
+        assert again[name] == report[name], name
+    before = len(calls)
+    assert run("--dataset", place, "--target-macs", "0.9", "--output", "two")[0] == 0 and len(calls) == before
+
+    # The recipe exports exactly that; its manifest names it.
+    options = ("--model", "tiny", "--checkpoint", tiny_model, "--backend", "none", "--precision", "fp32")
+    code, _, err = in_process("export", "--recipe", "one/recipe.json", *options, "--output", "exported")
+    assert code in (0, 3), err
+    assert "other weights" not in err
+    manifest = json.loads((tmp_path / "exported" / "manifest.json").read_text())
+    schedule = {k: v for k, v in chosen["schedule"].items() if v is not None}
+    assert schedule.items() <= manifest["config"].items()
+    assert manifest["results"]["recipe"]["name"] == "recipe.json"
+    assert manifest["results"]["recipe"]["sha256"] == recipes.sha256_of(tmp_path / "one" / "recipe.json")
+
+
+def test_photos_without_masks(run, tmp_path):
+    folder = tmp_path / "shots"
+    folder.mkdir()
+    for i in range(4):
+        Image.fromarray(scene(i)[0]).save(folder / f"p{i}.png")
+    code, out, err = run("--photos", folder, "--max-loss", "0.5", "--json")
+    assert code == 0, err
+    report = json.loads(out)
+    assert report["images"]["true_masks"] is False and report["images"]["set"] == "shots"
+    rows = [*report["uniform"], *report["tuned"]]
+    assert all(row["held_out"]["mean"] >= 0 for row in rows) and any(row["held_out"]["mean"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--max-loss", "0.01", "--target-macs", "0.5"), 2, "one of --max-loss and --target-macs"),
+        (("--dataset", "bundled", "--photos", "x"), 2, "not both"),
+        (("--mlps", "merged"), 2, "Unknown MLP choice 'merged'"),
+        (("--methods", "structsan"), 2, "Did you mean 'structsam'"),
+        (("--methods", "cubist"), 2, "changes the grid"),
+        (("--prompt", "words"), 2, "Unknown prompt"),
+        (("--photos", "nowhere"), 5, "no folder nowhere"),
+        (("--plot", "a.bmp"), 2, "Cannot draw"),
+        (("--limit", "2", "--dataset", "bundled-coins"), 5, "too few"),
+    ],
+)
+def test_bad_requests(run, tmp_path, arguments, code, message):
+    found, _, err = run(*arguments)
+    assert found == code and message in err, err
+    assert not (tmp_path / "evaluations").exists()
+
+
+GOOD = recipes.recipe_of(
+    ExportConfig(method="structsam", variant="cell", rate="0.5:0", mlp="merge:0"),
+    {"name": "tiny", "weights": "0" * 64, "preprocessing": "sam"},
+    {"set": "discs", "sha256": "1" * 64, "selection": 2, "held_out": 2, "true_masks": True},
+    {"macs_ratio": 0.9, "selection": {"mean": 0.0, "low": None, "high": None}, "held_out": None},
+)
+
+
+def test_a_recipe_comes_back_as_it_was(tmp_path):
+    recipes.write(tmp_path / "r.json", GOOD)
+    found = recipes.read(tmp_path / "r.json")
+    assert found == GOOD
+    config = ExportConfig(method="tome", rate=0.25, precision="fp32", batch=2)
+    assert recipes.applied(found, config) == ExportConfig(
+        method="structsam", variant="cell", rate="0.5:0", mlp="merge:0", precision="fp32", batch=2
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 2}, "version 1"),
+        ({"kind": "cake"}, "no recipe"),
+        ({"model": {"name": "x"}}, "lacks 'weights'"),
+        ({"model": {**GOOD["model"], "weights": "abc"}}, "SHA-256"),
+        ({"schedule": {**GOOD["schedule"], "method": "structsan"}}, "Did you mean"),
+        ({"schedule": {**GOOD["schedule"], "colour": "red"}}, "unknown 'colour'"),
+        ({"schedule": {**GOOD["schedule"], "rate": [1]}}, "recipe.schedule.rate"),
+        ({"schedule": {**GOOD["schedule"], "params": [["a"]]}}, "pairs"),
+        ({"measured": None}, "recipe.measured"),
+    ],
+)
+def test_recipes_that_are_none(tmp_path, change, message):
+    (tmp_path / "r.json").write_text(json.dumps({**GOOD, **change}))
+    with pytest.raises(ArtifactError, match=message):
+        recipes.read(tmp_path / "r.json")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "{", "null"])
+def test_files_that_are_no_recipe(tmp_path, text):
+    (tmp_path / "r.json").write_text(text)
+    with pytest.raises(ArtifactError):
+        recipes.read(tmp_path / "r.json")
+    with pytest.raises(ArtifactError, match="no recipe"):
+        recipes.read(tmp_path / "gone.json")
+
+
+def test_a_recipe_for_other_weights_and_options_it_decides(in_process, tmp_path, capsys):
+    recipes.write(tmp_path / "r.json", GOOD)
+    code, _, err = in_process("export", "--recipe", "r.json", "--method", "tome")
+    assert code == 2 and "already says" in " ".join(err.split())
+    recipes.say_other_weights(recipes.origin(tmp_path / "r.json", GOOD), "f" * 64)
+    assert "made for other weights" in " ".join(capsys.readouterr().err.split())
