@@ -72,9 +72,7 @@ class Generated(Layout):
         if root is not None:
             raise UsageError(f"Dataset '{name}' is drawn on the spot and takes no folder.")
         scenes = [(part, number) for part in cls.PARTS for number in range(COUNT)]
-        return Dataset(
-            name, [Scene(name=f"{p}-{i:03}", group=f"generated-{p}", part=p, number=i) for p, i in scenes]
-        )
+        return Dataset(name, [Scene(name=f"{p}-{i:03}", group=f"generated-{p}", part=p, number=i) for p, i in scenes])
 
 
 @lru_cache(maxsize=4)
@@ -176,9 +174,7 @@ def rings(rng: random.Random) -> Lines:
     """One to three rings around one centre, somewhat flat."""
     flat = rng.uniform(0.6, 1.0)
     angles = [math.tau * i / 72 for i in range(74)]
-    return [
-        [(r * math.cos(a), flat * r * math.sin(a)) for a in angles] for r in (1.0, 0.68, 0.36)[: rng.randint(1, 3)]
-    ]
+    return [[(r * math.cos(a), flat * r * math.sin(a)) for a in angles] for r in (1.0, 0.68, 0.36)[: rng.randint(1, 3)]]
 
 
 def star(rng: random.Random) -> Lines:

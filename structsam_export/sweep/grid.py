@@ -62,8 +62,8 @@ def parse(methods: str, rates: str, layers: str) -> Grid:
     """Read the three lists.
 
     Args:
-        methods: "all", or names separated by commas: METHOD for all its variants, METHOD:VARIANT for one; each of them may
-            be followed by +MLP, an MLP policy at its own density, as in structsam:cell+residual-consistency.
+        methods: "all", or names separated by commas: METHOD for all its variants, METHOD:VARIANT for one. Each may be
+            followed by +MLP, an MLP policy at its own density, as in structsam:cell+residual-consistency.
         rates: fractions separated by commas.
         layers: sets of blocks separated by commas: all, last5, global, or numbers joined by + as in 0+3+6-8. "all" is
             what a method does without `--layers` (every block; cubist: from a quarter of the depth on).
