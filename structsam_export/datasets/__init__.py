@@ -25,6 +25,7 @@ DATASETS = {
     "bundled-photos": "structsam_export.datasets.bundled:Photos",
     "bundled-composites": "structsam_export.datasets.bundled:Composites",
     "bundled-thin": "structsam_export.datasets.bundled:Thin",
+    "generated": "structsam_export.datasets.generated:Generated",
     "dis5k-vd": "structsam_export.datasets.hqsam:DIS5K",
     "coift": "structsam_export.datasets.hqsam:COIFT",
     "hrsod": "structsam_export.datasets.hqsam:HRSOD",

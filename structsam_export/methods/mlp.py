@@ -144,7 +144,7 @@ class ResidualConsistency:
 class MergedMLP:
     """The MLP of a merging block runs on its merged tokens, and its update is copied back; the residual stays dense.
 
-    Ours; no paper does this in SAM.
+    Ours and experimental: no paper does this in SAM, and it costs masks (`docs/evaluation.md`).
     """
 
     def check(self, methods: Iterable[Any]) -> None:

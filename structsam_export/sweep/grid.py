@@ -1,14 +1,15 @@
-"""Which configurations a sweep tries: methods x rates x layers, less what cannot be."""
+"""Which configurations a sweep tries: methods (with an MLP policy or without) x rates x layers, less what cannot be."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from structsam_export.config import ExportConfig
 from structsam_export.errors import UsageError
 from structsam_export.methods import METHODS, method_class
+from structsam_export.methods.mlp import make_mlp
 
 if TYPE_CHECKING:
     from structsam_export.job import Job
@@ -17,17 +18,25 @@ if TYPE_CHECKING:
 ALL = "all"
 
 
+class Form(NamedTuple):
+    """A method's variant, and the MLP policy (`methods.mlp.MLPS`) that goes with it."""
+
+    method: str
+    variant: str
+    mlp: str = "none"
+
+
 @dataclass(frozen=True)
 class Grid:
     """What `--methods`, `--rates` and `--layers` say; `notes` tells what was left out, and why.
 
     Args:
-        forms: (method, variant).
+        forms: variants with their MLP policies.
         rates: fractions of tokens removed.
         layers: as in `ExportConfig.layers`; None for the method's own.
     """
 
-    forms: tuple[tuple[str, str], ...]
+    forms: tuple[Form, ...]
     rates: tuple[float, ...]
     layers: tuple[str | None, ...]
 
@@ -38,11 +47,11 @@ class Grid:
             UsageError: none is left.
         """
         made, notes = [], []
-        for name, variant in self.forms:
+        for name, variant, mlp in self.forms:
             most = method_class(name).VARIANTS[variant]
             if beyond := [f"{rate:g}" for rate in self.rates if rate > most]:
                 notes.append(f"{name} {variant} goes to rate {most:g} only: {', '.join(beyond)} left out.")
-            form = replace(base, method=name, variant=variant)
+            form = replace(base, method=name, variant=variant, mlp=mlp)
             made += [replace(form, layers=x, rate=r) for x in self.layers for r in self.rates if r <= most]
         if not made:
             raise UsageError(f"{' '.join(notes)} Nothing is left to try. Pass lower --rates.")
@@ -53,13 +62,14 @@ def parse(methods: str, rates: str, layers: str) -> Grid:
     """Read the three lists.
 
     Args:
-        methods: "all", or names separated by commas: METHOD for all its variants, METHOD:VARIANT for one.
+        methods: "all", or names separated by commas: METHOD for all its variants, METHOD:VARIANT for one. Each may be
+            followed by +MLP, an MLP policy at its own density, as in structsam:cell+residual-consistency.
         rates: fractions separated by commas.
         layers: sets of blocks separated by commas: all, last5, global, or numbers joined by + as in 0+3+6-8. "all" is
             what a method does without `--layers` (every block; cubist: from a quarter of the depth on).
 
     Raises:
-        UsageError: unknown method or variant, a rate that is none, or an empty list.
+        UsageError: unknown method, variant or MLP policy, a rate that is none, or an empty list.
     """
     forms = [form for part in parts(methods, "methods") for form in forms_of(part)]
     sets = [None if part == ALL else part.replace("+", ",") for part in parts(layers, "layers")]
@@ -75,8 +85,16 @@ def parts(text: str, option: str) -> list[str]:
     return found
 
 
-def forms_of(part: str) -> list[tuple[str, str]]:
-    """(method, variant) of one part of `--methods`."""
+def forms_of(part: str) -> list[Form]:
+    """The forms that one part of `--methods` names."""
+    names, plus, mlp = part.partition("+")
+    if plus:
+        make_mlp(mlp)  # refuses an unknown name
+    return [Form(name, variant, mlp or "none") for name, variant in variants_of(names)]
+
+
+def variants_of(part: str) -> list[tuple[str, str]]:
+    """(method, variant) of all, METHOD or METHOD:VARIANT."""
     if part == ALL:
         return [(name, variant) for name in METHODS if name != "none" for variant in method_class(name).VARIANTS]
     name, _, variant = part.partition(":")

@@ -45,7 +45,7 @@ def rows_of(
     """One row a model.
 
     Returns:
-        Rows with `name`, `method`, `variant`, `rate`, `layers`, `macs` (of an image, as the papers count),
+        Rows with `name`, `method`, `variant`, `mlp`, `rate`, `layers`, `macs` (of an image, as the papers count),
         `macs_ratio`, `latency` (`p50` in ms and `ratio`, or None), `groups` and `mean` (intervals of
         `statistics.figures`, of each set and of the plain mean over sets) and `front`: for `macs` and `latency`,
         whether no other row has less of it and a smaller loss of mIoU (mean over sets).
@@ -79,7 +79,7 @@ def dense_facts(geometry: EncoderGeometry) -> dict[str, Any]:
     """What is known of the unpatched model without running it."""
     from structsam_export.macs import paper_macs
 
-    nothing = dict.fromkeys(("method", "variant", "rate", "layers"))
+    nothing = dict.fromkeys(("method", "variant", "mlp", "rate", "layers"))
     return {"name": DENSE, **nothing, "macs": paper_macs(geometry), "macs_ratio": 1.0}
 
 
@@ -93,6 +93,7 @@ def facts_of(job: Job, geometry: EncoderGeometry) -> dict[str, Any]:
         "name": job.label,
         "method": config.method,
         "variant": schedule.method.variant,
+        "mlp": config.mlp,
         "rate": config.rate,
         "layers": config.layers,
         "macs": macs,

@@ -16,6 +16,7 @@ from dataset_folders import HQ, MAKERS, make_folder, make_labels, make_nnunet, m
 from structsam_export.datasets import DATASETS, layout_class, open_dataset
 from structsam_export.errors import DatasetError, UsageError
 
+OFFLINE = ("bundled", "generated")  # beginnings of the names of sets that need no folder
 PAGE = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text()
 
 
@@ -23,13 +24,13 @@ PAGE = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text()
 def opened(request, tmp_path):
     """Every set of the registry, bundled or made in a folder."""
     name = request.param
-    if name.startswith("bundled"):
+    if name.startswith(OFFLINE):
         return open_dataset(name)
     return open_dataset(name, MAKERS[name][0](tmp_path))
 
 
 def test_every_layout_that_needs_data_is_tested_here():
-    assert set(MAKERS) == {name for name in DATASETS if not name.startswith("bundled")}
+    assert set(MAKERS) == {name for name in DATASETS if not name.startswith(OFFLINE)}
 
 
 def test_samples(opened):

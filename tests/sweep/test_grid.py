@@ -12,7 +12,7 @@ from structsam_export.sweep.grid import jobs_of, parse
 
 def test_all_is_the_whole_registry():
     grid = parse("all", "0.25,0.5", "all")
-    assert grid.forms == tuple((n, v) for n in METHODS if n != "none" for v in method_class(n).VARIANTS)
+    assert grid.forms == tuple((n, v, "none") for n in METHODS if n != "none" for v in method_class(n).VARIANTS)
     configs, notes = grid.configs(ExportConfig())
     assert len(configs) == 2 * len(grid.forms) and notes == []
     assert {config.layers for config in configs} == {None}
@@ -20,9 +20,17 @@ def test_all_is_the_whole_registry():
 
 def test_names_variants_and_sets_of_blocks():
     grid = parse("tomesd:rand25,structsam", "0.5,.5,0.3", "last5,0+3+6-7")
-    assert grid.forms == (("tomesd", "rand25"), ("structsam", "cell"), ("structsam", "bsm"))
+    expected = [("tomesd", "rand25"), *(("structsam", variant) for variant in method_class("structsam").VARIANTS)]
+    assert grid.forms == tuple((*form, "none") for form in expected)
     assert (grid.rates, grid.layers) == ((0.5, 0.3), ("last5", "0,3,6-7"))
-    assert len(grid.configs(ExportConfig())[0]) == 3 * 2 * 2
+    assert len(grid.configs(ExportConfig())[0]) == len(expected) * 2 * 2
+
+
+def test_mlp_policies_are_configurations_of_their_own():
+    grid = parse("structsam:cell,structsam:cell+merge,tome+residual-consistency", "0.5", "all")
+    assert [form.mlp for form in grid.forms] == ["none", "merge", "residual-consistency"]
+    configs, _ = grid.configs(ExportConfig())
+    assert [(c.method, c.mlp) for c in configs] == [(f.method, f.mlp) for f in grid.forms]
 
 
 def test_rates_beyond_the_largest_are_left_out_with_a_note():
@@ -45,6 +53,7 @@ def test_rates_beyond_the_largest_are_left_out_with_a_note():
         (("tome:fast", "0.5", "all"), "no variant 'fast'"),
         (("none", "0.5", "all"), "Leave 'none' out"),
         (("tome,", "0.5", "all"), "--methods"),
+        (("tome+merged", "0.5", "all"), "Did you mean 'merge'"),
         (("tome", "half", "all"), "Cannot read rate"),
         (("tome", "1.5", "all"), "no fraction"),
         (("tome", "0", "all"), "no fraction"),
