@@ -7,7 +7,9 @@ The sources live in `plugins/<name>/` at the top of the repository; an installed
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,7 @@ def plugin_folder() -> Path:
     raise ArtifactError(f"{package} has no plugins beside it. Install structsam-export again, or use --plugins none.")
 
 
-@lru_cache(maxsize=None)
+@cache
 def part(name: str, file: str) -> Any:
     """A module of a plugin: `function` or `pattern`.
 
@@ -55,7 +57,7 @@ def part(name: str, file: str) -> Any:
     return module
 
 
-@lru_cache(maxsize=None)
+@cache
 def function(op: str, opset: int) -> Any:
     """The ONNX local function (`onnx.FunctionProto`) of an operator, in operators of an opset."""
     import onnx.parser
@@ -65,7 +67,7 @@ def function(op: str, opset: int) -> Any:
 
 
 def add_functions(model: Any) -> None:
-    """Give an `onnx.ModelProto` the functions of the fused operators in its graph, and no other ones of their domain."""
+    """Give an `onnx.ModelProto` the functions of the fused operators in its graph, and no others of their domain."""
     import onnx
 
     used = {node.op_type for node in model.graph.node if node.domain == DOMAIN}
@@ -76,6 +78,29 @@ def add_functions(model: Any) -> None:
     model.functions.extend([*others, *functions])
     if used and not any(o.domain == DOMAIN for o in model.opset_import):
         model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, int(VERSION)))
+
+
+@contextmanager
+def without_functions(path: Path) -> Iterator[Path]:
+    """A copy of an ONNX file with its functions inlined, for runtimes that read none; the file itself if it has none.
+
+    Yields:
+        Path of the copy, beside the file, as weights may be.
+    """
+    from structsam_export.files import disk_errors, temporary
+    from structsam_export.graphs import load
+
+    model = load(path) if path.suffix == ".onnx" else None
+    if model is None or not model.functions:
+        yield path
+        return
+    import onnx
+    import onnx.inliner
+
+    with temporary(path, ".onnx") as copy:
+        with disk_errors(path.parent):
+            onnx.save(onnx.inliner.inline_local_functions(model), str(copy))
+        yield copy
 
 
 def chosen(text: str) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from structsam_export.folder import (
     onnx_name,
     raw_name,
 )
+from structsam_export.fused import chosen as chosen_plugins
 from structsam_export.job import Job, photos_for
 from structsam_export.reading import content_errors
 
@@ -98,7 +99,7 @@ def rewrite_stage(folder: ExportFolder) -> None:
 
 def rewrite_into(folder: ExportFolder, draft: ExportFolder) -> None:
     """`rewrite_stage`: reads the traced graphs of a folder, writes into its draft."""
-    from structsam_export.rewrite import rewrite
+    from structsam_export.rewrite import apply_plugins, rewrite
 
     config = folder.config
     sources = {part: folder.raw(part) for part in PARTS}
@@ -113,6 +114,8 @@ def rewrite_into(folder: ExportFolder, draft: ExportFolder) -> None:
         for part in PARTS:
             target = draft.path / names[part]
             found[part] = rewrite(sources[part], target, keep_outputs=OUTPUTS[part], form=forms[part])
+            if part == "encoder" and config.precision == "fp32" and chosen_plugins(config.plugins):
+                found[part] = found[part].then(apply_plugins(target, target, chosen_plugins(config.plugins)))
             gc.collect()
     draft.add(*names.values())
     draft.record(
@@ -143,7 +146,7 @@ def type_into(folder: ExportFolder, draft: ExportFolder, inputs: Inputs) -> None
     """`precision_stage`: reads the FP32 encoder of a folder (which may be the draft itself), writes into its draft."""
     from structsam_export.graphs import load
     from structsam_export.precision import calibrate, convert, low_types
-    from structsam_export.rewrite import apply_form
+    from structsam_export.rewrite import apply_form, apply_plugins
 
     config, target = folder.config, draft.path / onnx_name("encoder")
     source, name, results = folder.fp32_encoder(), target.name, draft.manifest.results
@@ -156,6 +159,8 @@ def type_into(folder: ExportFolder, draft: ExportFolder, inputs: Inputs) -> None
         with content_errors(source):
             made = convert(source, target, config.precision, amax)  # type: ignore[arg-type]
         formed = apply_form(target, target, config.form)
+        if chosen_plugins(config.plugins):
+            formed = formed.then(apply_plugins(target, target, chosen_plugins(config.plugins)))
         low = low_types(load(target))
     for node in made.offenders:
         console().print(f"[yellow]FP32 kept: {markup(f'{node.op} {node.node}: {node.why}')}[/yellow]")

@@ -5,7 +5,19 @@ from structsam_export.rewrite.match import static_shape
 
 NAME = "merge_plan"
 # What stands between energies of the grid and ranks of cells.
-MOVES = ("Where", "ReduceMax", "Gather", "Concat", "Reshape", "Cast", "Pad", "Transpose", "Unsqueeze", "Squeeze", "Slice")
+MOVES = (
+    "Where",
+    "ReduceMax",
+    "Gather",
+    "Concat",
+    "Reshape",
+    "Cast",
+    "Pad",
+    "Transpose",
+    "Unsqueeze",
+    "Squeeze",
+    "Slice",
+)
 
 
 def get_plugin_metadata():

@@ -1,7 +1,7 @@
 """Where a graph computes RelposAttention: attention among tokens at given positions, with the bias inside the products.
 
-Queries are [q | q.R of every line], keys [k | one-hot of their lines] (`patch.attention`). The tables that positions pick
-from say which relative positions they were made of; anything that is no such table is left alone.
+Queries are [q | q.R of every line], keys [k | one-hot of their lines] (`patch.attention`). The tables that positions
+pick from say which relative positions they were made of; anything that is no such table is left alone.
 """
 
 from structsam_export.rewrite.fused_nodes import found, insert, metadata, plans
@@ -34,7 +34,11 @@ def attention_at(graph, softmax, positions):
     right = before(scores.inputs[1], [0, 2, 3, 1])
     v = before(product.inputs[1], HEADS_TO_THE_FRONT)
     back = only_consumer(graph, product.outputs[0])
-    if any(t is None for t in (left, right, v, back)) or back.op != "Transpose" or list(back.attrs["perm"]) != HEADS_TO_THE_FRONT:
+    if (
+        any(t is None for t in (left, right, v, back))
+        or back.op != "Transpose"
+        or list(back.attrs["perm"]) != HEADS_TO_THE_FRONT
+    ):
         return None
     joined = only_consumer(graph, back.outputs[0])
     q_part, k_part = producer(left, "Concat"), producer(right, "Concat")

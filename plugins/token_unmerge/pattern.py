@@ -1,6 +1,15 @@
 """Where a graph computes TokenUnmerge: a row for every token by its slot, added to the residual stream."""
 
-from structsam_export.rewrite.fused_nodes import between, calls_of, found, insert, metadata, plans, same_numbers, square_windows
+from structsam_export.rewrite.fused_nodes import (
+    between,
+    calls_of,
+    found,
+    insert,
+    metadata,
+    plans,
+    same_numbers,
+    square_windows,
+)
 from structsam_export.rewrite.match import add, integers, producer, static_shape
 
 NAME = "token_unmerge"

@@ -1,7 +1,8 @@
 """What patterns of fused operators share: parts of a graph as models of their own, and nodes in their place.
 
-A pattern proposes a part of the graph (its inputs, its outputs, the operator's attributes). It is taken only if it computes the
-same as the operator's own function on random numbers: what a graph computes is decided by running it, not by how it is spelled.
+A pattern proposes a part of the graph (its inputs, its outputs, the operator's attributes). It is taken only if it
+computes the same as the operator's own function on random numbers: what a graph computes is decided by running it, not
+by how it is spelled.
 """
 
 from __future__ import annotations

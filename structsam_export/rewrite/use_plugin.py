@@ -1,6 +1,7 @@
 """Parts of a graph -> fused operators, found and put in by the patterns of the plugins (`plugins/<name>/pattern.py`).
 
-Runs last, on FP32 and on typed graphs: an operator has the types of the tensors around it. Each plugin counts by itself.
+Runs last, on FP32 and on typed graphs: an operator has the types of the tensors around it. Each plugin counts by
+itself.
 """
 
 from __future__ import annotations
