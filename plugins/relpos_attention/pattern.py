@@ -161,6 +161,7 @@ def replace_with_plugin(graph, input_tensors, output_tensors, attrs, op):
     made = gs.Node("Reshape", name=fresh(graph, f"{out.name}.rows"), outputs=[out])
     made.inputs = [y, integers(graph, f"{out.name}.shape", out.shape)]
     graph.nodes.append(made)
+    graph.cleanup().toposort()
     return True
 
 

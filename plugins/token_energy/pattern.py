@@ -44,4 +44,5 @@ def random(shape):
 
 def replace_with_plugin(graph, input_tensors, output_tensors, attrs, op):
     insert(graph, op, input_tensors, output_tensors, attrs)
+    graph.cleanup().toposort()
     return True

@@ -76,4 +76,5 @@ def some_plan(calls, window, merged):
 
 def replace_with_plugin(graph, input_tensors, output_tensors, attrs, op):
     insert(graph, op, input_tensors, output_tensors, attrs)
+    graph.cleanup().toposort()
     return True

@@ -73,4 +73,5 @@ def replace_with_plugin(graph, input_tensors, output_tensors, attrs, op):
     shape = [calls, count // calls, depth]
     y = add(graph, "Reshape", [rows, integers(graph, f"{rows.name}.slots", shape)], rows, shape)
     insert(graph, op, [y, slot, residual], output_tensors, attrs)
+    graph.cleanup().toposort()
     return True
