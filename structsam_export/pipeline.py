@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -14,7 +15,7 @@ from structsam_export.backends import choose_backend
 from structsam_export.config import ExportConfig
 from structsam_export.console import console, markup, stage
 from structsam_export.errors import UsageError
-from structsam_export.files import check_writable, require_space
+from structsam_export.files import check_writable, require_space, scratch
 from structsam_export.folder import (
     OUTPUTS,
     PAGE,
@@ -192,8 +193,16 @@ def inputs_of(folder: ExportFolder) -> Inputs:
     return Inputs.of(photos, geometry.image_size, model["preprocessing"], prompt_aware=config.prompt_aware)
 
 
-def build_stage(folder: ExportFolder, chosen: Backend | None, targets: Sequence[str]) -> None:
+def build_stage(
+    folder: ExportFolder, chosen: Backend | None, targets: Sequence[str], plugins: Sequence[str] = ()
+) -> None:
     """Build an encoder and a decoder for every target; engines of other targets stay.
+
+    Args:
+        folder: with the rewritten graphs.
+        chosen: builds; None: nothing is built.
+        targets: of the backend.
+        plugins: fused operators to put into the encoder first, beside those that it has.
 
     Raises:
         UsageError: the graph is written for another runtime.
@@ -221,10 +230,28 @@ def build_stage(folder: ExportFolder, chosen: Backend | None, targets: Sequence[
         for target, (part, profile) in product(targets, profiles.items()):
             fp32 = chosen.FROM_FP32 and part == "encoder"
             source = folder.fp32_encoder() if fp32 else folder.onnx(part)
-            with stage(f"build {part}, {chosen.NAME} {target}"):
-                draft.add_engine(chosen.build(source, draft.path, part, target, profile))
+            with stage(f"build {part}, {chosen.NAME} {target}"), with_plugins(source, part, plugins) as fused:
+                made = chosen.build(fused, draft.path, part, target, profile)
+            draft.add_engine(
+                made if fused == source else replace(made, options={**made.options, "plugins": [*plugins]})
+            )
         draft.forget([name for name in draft.derived if name in (REPORT, PAGE)])
         draft.record(passed=None, judged={})
+
+
+@contextmanager
+def with_plugins(source: Path, part: str, plugins: Sequence[str]) -> Iterator[Path]:
+    """A temporary copy of an encoder with fused operators; of anything else, the file itself."""
+    from structsam_export.rewrite import apply_plugins
+
+    if part != "encoder" or not plugins:
+        yield source
+        return
+    with scratch("structsam-plugins-") as aside:
+        made = apply_plugins(source, aside / source.name, plugins)
+        counts = ", ".join(f"{name.rpartition('.')[2]} {count}" for name, count in made.counts.items())
+        console().print(f"{made.nodes_before} -> {made.nodes} nodes ({counts})")
+        yield aside / source.name
 
 
 def validate_stage(job: Job, folder: ExportFolder, reference: Reference, *, weights_freed: bool) -> dict[str, Any]:
@@ -270,8 +297,8 @@ def rewrite_folder(path: Path) -> ExportFolder:
     return folder
 
 
-def build_folder(path: Path, backend_name: str, target: str) -> ExportFolder:
-    """Stage build alone, on a folder that was rewritten.
+def build_folder(path: Path, backend_name: str, target: str, plugins: str = "none") -> ExportFolder:
+    """Stage build alone, on a folder that was rewritten; `plugins` as in `ExportConfig`.
 
     Raises:
         UsageError: unknown names, or a graph for another runtime.
@@ -280,7 +307,12 @@ def build_folder(path: Path, backend_name: str, target: str) -> ExportFolder:
     """
     chosen = choose_backend(backend_name)
     folder = ExportFolder.read(path)
-    build_stage(folder, chosen, chosen.targets(target) if chosen else ())
+    names = chosen_plugins(plugins)
+    if names and folder.config.form != "portable":
+        raise UsageError(
+            f"--plugins are put into portable graphs. {path} was exported with --form {folder.config.form}."
+        )
+    build_stage(folder, chosen, chosen.targets(target) if chosen else (), names)
     return folder
 
 
