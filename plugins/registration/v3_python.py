@@ -1,10 +1,10 @@
-"""IPluginV3 in Python: lets TensorRT-RTX (or TensorRT 10 and later) parse the operators and build engines, without a GPU.
+"""IPluginV3 in Python: lets TensorRT-RTX (or TensorRT 10 and later) parse the operators and build engines without a GPU.
 
     import tensorrt_rtx, v3_python
     creators = v3_python.register(tensorrt_rtx)     # before a graph is parsed; keep them
 
-Nothing is computed here: an engine that was built with these runs where the C++ library (`v3/`) is loaded, which registers
-the same names with kernels.
+Nothing is computed here: an engine that was built with these runs where the C++ library (`v3/`) is loaded, which
+registers the same names with kernels.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def energy_at(graph, norm):
 def random(shape):
     import numpy as np
 
-    return np.random.default_rng(0).standard_normal(shape)
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
 
 
 def replace_with_plugin(graph, input_tensors, output_tensors, attrs, op):

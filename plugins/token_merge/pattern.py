@@ -55,7 +55,7 @@ def merge_at(graph, concat, positions):
 def random(shape):
     import numpy as np
 
-    return np.random.default_rng(0).standard_normal(shape)
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
 
 
 def some_plan(calls, window, merged):

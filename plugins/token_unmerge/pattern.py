@@ -58,9 +58,9 @@ def matched(graph, rows, slot, residual, out):
     attrs = {"window_h": window[0], "window_w": window[1]}
     n, rng = size[0] // calls, np.random.default_rng(0)
     feeds = {
-        rows.name: rng.standard_normal(size),
+        rows.name: rng.standard_normal(size, np.float32),
         slot.name: rng.integers(0, n, (calls, tokens)),
-        residual.name: rng.standard_normal(shape),
+        residual.name: rng.standard_normal(shape, np.float32),
     }
     if not same_numbers(graph, replace_with_plugin, "TokenUnmerge", [rows, slot, residual], [out], attrs, feeds):
         return None

@@ -1,9 +1,10 @@
-"""What merging adds to each block of an encoder, counted in the network that TensorRT-RTX makes of it. No GPU is needed.
+"""What merging adds to each block of an encoder, counted in the network that TensorRT-RTX makes of it; without a GPU.
 
     python scripts/plugin_launches ENCODER.onnx     # of an export with --plugins all; --json for programs
 
 A block's first half (norm, attention, residual sum) of a dense encoder is norms, products, sums, casts and the
-attention; whatever else its network has there is what merging adds. Views cost nothing; a shuffle that moves data counts.
+attention; whatever else its network has there is what merging adds. Views cost nothing; a shuffle that moves data
+counts.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ from structsam_export.backends import cuda
 from structsam_export.backends.base import BenchRunner, RunOptions, parts_of
 from structsam_export.backends.tensorrt import TensorRT
 
-# The wheel has these with a version in the name only; its parser opens the first without one when it meets a plugin, and
-# ends the process when that is missing.
+# The wheel has these with a version in the name only; its parser opens the first without one when it meets a plugin,
+# and ends the process when that is missing.
 LIBRARIES = {"libtensorrt_rtx.so": "libtensorrt_rtx.so.1", "libtensorrt_onnxparser_rtx.so.1": ""}
 # Built where no GPU says otherwise: Ampere and Ada, the edge GPUs of desktops and laptops.
 PORTABLE = ("sm86", "sm89")

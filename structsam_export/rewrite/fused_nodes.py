@@ -25,13 +25,16 @@ TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 2e-2}
 
 
 def between(inputs: Sequence[Any], outputs: Sequence[Any]) -> list[Any] | None:
-    """Nodes that make `outputs` from `inputs` and constants alone; None if they read anything else."""
-    stop = {id(t) for t in inputs}
+    """Nodes that make `outputs` from all of `inputs` and constants alone; None if they read less or anything else."""
+    stop, reached = {id(t) for t in inputs}, set[int]()
     found: dict[int, Any] = {}
     waiting = list(outputs)
     while waiting:
         tensor = waiting.pop()
-        if id(tensor) in stop or hasattr(tensor, "values"):
+        if id(tensor) in stop:
+            reached.add(id(tensor))
+            continue
+        if hasattr(tensor, "values"):
             continue
         if not tensor.inputs:  # an input of the graph
             return None
@@ -39,7 +42,7 @@ def between(inputs: Sequence[Any], outputs: Sequence[Any]) -> list[Any] | None:
         if id(node) not in found:
             found[id(node)] = node
             waiting += node.inputs
-    return list(found.values())
+    return list(found.values()) if reached == stop else None
 
 
 def same_numbers(
@@ -132,7 +135,7 @@ def computed(model: Any, feeds: Arrays) -> list[np.ndarray]:
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     kinds = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
     kinds["tensor(int32)"] = np.int32
-    given = {i.name: np.asarray(feeds[i.name]).astype(kinds[i.type]) for i in session.get_inputs()}
+    given = {i.name: np.asarray(feeds[i.name], kinds[i.type]) for i in session.get_inputs()}
     return [np.asarray(value) for value in session.run(None, given)]
 
 
