@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-clients test-serve test-triton test-robustness accuracy clean
+.PHONY: demo test test-all test-clients test-serve test-triton test-lean test-robustness accuracy clean
 
 demo: $(VENV)/.demo
 	$(BIN)/structsam-export --method structsam --rate 0.5 --backend tensorrt-rtx --target sm86,sm89 --force
@@ -29,6 +29,10 @@ test-clients: $(VENV)/.test
 # A real Triton server on our pack, in an environment of its own (about 500 MB, in $STRUCTSAM_TRITON).
 test-triton: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m triton -rs tests/serve_triton
+
+# Quick plugins on TensorRT's lean runtime, in an environment of its own (about 100 MB, in $STRUCTSAM_LEAN).
+test-lean: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m lean -rs tests/plugins
 
 # A server in a process of its own: load (SERVE_SECONDS, 60), SIGTERM, slow clients, and its page in Chromium (apt chromium).
 test-serve: $(VENV)/.test

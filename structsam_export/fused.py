@@ -7,6 +7,7 @@ The sources live in `plugins/<name>/` at the top of the repository; an installed
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -41,7 +42,7 @@ def plugin_folder() -> Path:
 
 @cache
 def part(name: str, file: str) -> Any:
-    """A module of a plugin: `function` or `pattern`.
+    """A module of a plugin (`function`, `pattern`) or of the folder `registration`.
 
     Raises:
         ArtifactError: the sources are not there.
@@ -53,6 +54,7 @@ def part(name: str, file: str) -> Any:
     if spec is None or spec.loader is None or not path.is_file():
         raise ArtifactError(f"{path} is missing. Install structsam-export again, or use --plugins none.")
     module = module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 

@@ -60,7 +60,7 @@ def register(trtp: Any, kernels: Kernels) -> list[str]:
 
 
 def registered(trtp: Any, op: str, kernels: Kernels) -> str:
-    """Register one operator. QDP reads signatures, so that functions are written out by number of inputs and fields."""
+    """Register one operator. QDP reads signatures, so functions are written out, from `operators` alone."""
     name, places = f"{NAMESPACE}::{op}", {"trtp": trtp, "desc": describe, "launch": launch, "tune": tune}
     inputs = [f"i{k}" for k in range(len(TYPES[op][0]))]
     tensors = ", ".join(f"{i}: trtp.TensorDesc" for i in inputs)
@@ -81,10 +81,10 @@ def ahead({tensors}, {numbers}, outputs: Tuple[{made}], tactic: int) -> Tuple[
 def tactics({tensors}, {numbers}, outputs: Tuple[{made}]) -> List[trtp.AutoTuneCombination]:
     return tune(trtp, {op!r})
 """
-    from typing import List, Tuple, Union
+    import typing  # QDP knows these, not tuple[...] and list[...]
 
-    names: dict[str, Any] = {**places, "Fields": Fields, "kernels": kernels, "Tuple": Tuple, "Union": Union}
-    names["List"] = List
+    names: dict[str, Any] = {**places, "Fields": Fields, "kernels": kernels}
+    names |= {name: getattr(typing, name) for name in ("List", "Tuple", "Union")}
     exec(compile(code, f"<{name}>", "exec", dont_inherit=True), names)
     trtp.register(name)(names["description"])
     trtp.aot_impl(name)(names["ahead"])

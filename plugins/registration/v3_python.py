@@ -1,4 +1,4 @@
-"""IPluginV3 in Python: lets TensorRT-RTX (or TensorRT 10 and later) parse the operators and build engines without a GPU.
+"""IPluginV3 in Python: TensorRT-RTX (or TensorRT 10 and later) parses the operators and builds engines with it, no GPU.
 
     import tensorrt_rtx, v3_python
     creators = v3_python.register(tensorrt_rtx)     # before a graph is parsed; keep them
