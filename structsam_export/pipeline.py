@@ -32,7 +32,7 @@ from structsam_export.job import Job, photos_for
 from structsam_export.reading import content_errors
 
 if TYPE_CHECKING:
-    from structsam_export.backends.base import Backend
+    from structsam_export.backends.base import Backend, Engine
     from structsam_export.validate.stages import Inputs, Reference
 
 # From here on (bytes of weights) the PyTorch model is freed after tracing.
@@ -232,9 +232,11 @@ def build_stage(
             source = folder.fp32_encoder() if fp32 else folder.onnx(part)
             with stage(f"build {part}, {chosen.NAME} {target}"), with_plugins(source, part, plugins) as fused:
                 made = chosen.build(fused, draft.path, part, target, profile)
-            draft.add_engine(
-                made if fused == source else replace(made, options={**made.options, "plugins": [*plugins]})
-            )
+            if fused != source:
+                made = replace(made, options={**made.options, "plugins": [*plugins]})
+            draft.add_engine(made)
+            if part == "encoder" and (plugins or chosen_plugins(config.plugins)):
+                tell_plugins(made)
         draft.forget([name for name in draft.derived if name in (REPORT, PAGE)])
         draft.record(passed=None, judged={})
 
@@ -252,6 +254,13 @@ def with_plugins(source: Path, part: str, plugins: Sequence[str]) -> Iterator[Pa
         counts = ", ".join(f"{name.rpartition('.')[2]} {count}" for name, count in made.counts.items())
         console().print(f"{made.nodes_before} -> {made.nodes} nodes ({counts})")
         yield aside / source.name
+
+
+def tell_plugins(engine: Engine) -> None:
+    """Say how many of the operators a plugin computes; elsewhere the runtime computes their functions."""
+    layers = engine.options.get("plugin_layers", 0)
+    how = f"{layers} layers are plugins" if layers else "no plugin is registered: it computes the operators' functions"
+    console().print(f"{engine.file}: {how}")
 
 
 def validate_stage(job: Job, folder: ExportFolder, reference: Reference, *, weights_freed: bool) -> dict[str, Any]:

@@ -82,6 +82,8 @@ class TensorRT(Backend):
             try:
                 with parsing(self.NAME, onnx), quiet_stdout():
                     network = network_from_onnx_path(str(onnx), strongly_typed=True)
+                    if (plugins := plugin_layers(network[1])) > 0:
+                        options = {**options, "plugin_layers": plugins}
                     engine = engine_bytes_from_network(network, config=config, **extra)
             except PolygraphyException as error:  # what is wrong, TensorRT's own log has printed
                 raise ArtifactError(
@@ -121,6 +123,11 @@ class TensorRT(Backend):
 
     def can(self) -> str:
         return "build and run for this GPU" if cuda.has_gpu() else "nothing: no CUDA device"
+
+
+def plugin_layers(network: Any) -> int:
+    """Layers of a network that a plugin computes; what no plugin is registered for was inlined or refused."""
+    return sum(str(network.get_layer(i).type).endswith("PLUGIN_V3") for i in range(network.num_layers))
 
 
 def replayed(load: Any) -> Any:

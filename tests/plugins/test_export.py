@@ -13,6 +13,7 @@ import pytest
 import yaml
 from graphs import run, traced
 from shared_traces import sharing
+from small_exports import rewritten
 
 from structsam_export.backends import backend
 from structsam_export.config import ExportConfig
@@ -240,6 +241,45 @@ def test_an_export_passes_its_gates(precision, shared_model, tmp_path):
     # Once more from its traces: the same file.
     before = folder.digests("encoder.onnx")
     assert rewrite_folder(path).digests("encoder.onnx") == before
+
+
+def test_build_puts_them_into_the_engine_alone(shared_model, tmp_path, in_process):
+    """The folder's graphs stay as they are; nothing is registered here, so that TensorRT inlines the functions."""
+    if not backend("tensorrt-rtx").installed():
+        pytest.skip("TensorRT-RTX is not installed")
+    folder = rewritten(tmp_path / "out", model="shared", checkpoint=str(shared_model), rate=0.5, layers="0,1")
+    before = ExportFolder.read(folder).digests("encoder.onnx")
+    some = "token_merge,token_unmerge"
+    code, out, err = in_process("build", folder, "--backend", "tensorrt-rtx", "--target", "sm89", "--plugins", some)
+    assert code == 0, err
+    assert "token_unmerge 2, token_merge 2" in out + err and "no plugin is registered" in out + err
+    made = ExportFolder.read(folder)
+    options = {engine.part: engine.options for engine in made.manifest.engines}
+    assert options["encoder"]["plugins"] == ["token_unmerge", "token_merge"]
+    assert "plugins" not in options["decoder"] and "plugin_layers" not in options["encoder"]
+    assert made.digests("encoder.onnx") == before
+    code, _, err = in_process("build", folder, "--plugins", "all_of_them")
+    assert code == 2 and "Choose from: none, all" in err
+
+
+@pytest.mark.slow
+def test_vit_b_has_each_operator_in_every_block(tmp_path):
+    """Random weights: 900 nodes become 360."""
+    import torch
+    from segment_anything import sam_model_registry
+
+    from structsam_export.methods import make_method
+    from structsam_export.patch import patched
+    from structsam_export.trace import trace_encoder
+
+    torch.manual_seed(0)
+    encoder = sam_model_registry["vit_b"](None).eval().requires_grad_(False).image_encoder
+    with patched(encoder, make_method("structsam", 0.5, "cell"), tuple(range(12))):
+        trace_encoder(encoder, 1024, tmp_path / "raw.onnx")
+    rewrite(tmp_path / "raw.onnx", tmp_path / "plain.onnx", keep_outputs=("image_embeddings",))
+    made = apply_plugins(tmp_path / "plain.onnx", tmp_path / "fused.onnx", tuple(PLUGINS))
+    assert made.counts == {f"use_plugin.{name}": 12 for name in PLUGINS}
+    assert made.nodes <= 360 < 900 <= made.nodes_before
 
 
 def test_names():
