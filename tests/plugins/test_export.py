@@ -22,10 +22,13 @@ from structsam_export.folder import ExportFolder
 from structsam_export.fused import DOMAIN, PLUGINS, chosen, plugin_folder, without_functions
 from structsam_export.graphs import load
 from structsam_export.macs import graph_macs
+from structsam_export.methods.plan import MergePlan
 from structsam_export.pipeline import export, rewrite_folder
 from structsam_export.precision import calibrate, convert, low_types
 from structsam_export.precision.inference import tensor_types
 from structsam_export.rewrite import apply_plugins, rewrite
+from structsam_export.validate.decisions import readable
+from structsam_export.validate.stages import decisions_for
 
 DEPTH = 3
 LAYERS = tuple(range(DEPTH))
@@ -241,6 +244,28 @@ def test_an_export_passes_its_gates(precision, shared_model, tmp_path):
     # Once more from its traces: the same file.
     before = folder.digests("encoder.onnx")
     assert rewrite_folder(path).digests("encoder.onnx") == before
+
+
+def test_decisions_of_fused_plans_are_read_and_given(graphs):
+    """In int32, whatever PyTorch decides in; what the graph decides itself is told beside."""
+    plans = {f"plan.{i}": MergePlan for i in LAYERS}
+    raw = run(onnx.load(str(graphs / "raw.onnx")), {"image": IMAGE})
+    with readable(graphs / "fp32.plugins.onnx", plans) as copy:
+        told = run(onnx.load(str(copy)), {"image": IMAGE})
+    own = [f"plan.{i}.{part}" for i in LAYERS for part in ("pos", "slot")]
+    assert set(told) == {"image_embeddings", *own}
+    assert all(np.array_equal(told[name], raw[name]) for name in own)
+    other = {name: np.roll(value, 1, 0) for name, value in raw.items()}  # plans of another window
+    with readable(graphs / "fp32.plugins.onnx", plans, given=True) as copy:
+        feed = {"image": IMAGE}
+        given = decisions_for(copy, {name: value[:1] for name, value in raw.items()}, {"image": IMAGE[:1]})
+        assert {name: value.dtype for name, value in given.items()} == dict.fromkeys(own, np.dtype(np.int32))
+        model = onnx.load(str(copy))
+        same = run(model, feed | {name: raw[name].astype(np.int32) for name in own})
+        moved = run(model, feed | {name: other[name].astype(np.int32) for name in own})
+    assert np.allclose(same["image_embeddings"], raw["image_embeddings"], atol=1e-5)
+    assert not np.allclose(moved["image_embeddings"], raw["image_embeddings"], atol=1e-3)
+    assert np.array_equal(moved["plan.0.pos.computed"], raw["plan.0.pos"])
 
 
 def test_build_puts_them_into_the_engine_alone(shared_model, tmp_path, in_process):
