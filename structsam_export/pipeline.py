@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -15,7 +14,7 @@ from structsam_export.backends import choose_backend
 from structsam_export.config import ExportConfig
 from structsam_export.console import console, markup, stage
 from structsam_export.errors import UsageError
-from structsam_export.files import check_writable, require_space, scratch
+from structsam_export.files import check_writable, require_space
 from structsam_export.folder import (
     OUTPUTS,
     PAGE,
@@ -29,10 +28,11 @@ from structsam_export.folder import (
 )
 from structsam_export.fused import chosen as chosen_plugins
 from structsam_export.job import Job, photos_for
+from structsam_export.plugin_builds import tell_plugins, with_plugins
 from structsam_export.reading import content_errors
 
 if TYPE_CHECKING:
-    from structsam_export.backends.base import Backend, Engine
+    from structsam_export.backends.base import Backend
     from structsam_export.validate.stages import Inputs, Reference
 
 # From here on (bytes of weights) the PyTorch model is freed after tracing.
@@ -239,28 +239,6 @@ def build_stage(
                 tell_plugins(made)
         draft.forget([name for name in draft.derived if name in (REPORT, PAGE)])
         draft.record(passed=None, judged={})
-
-
-@contextmanager
-def with_plugins(source: Path, part: str, plugins: Sequence[str]) -> Iterator[Path]:
-    """A temporary copy of an encoder with fused operators; of anything else, the file itself."""
-    from structsam_export.rewrite import apply_plugins
-
-    if part != "encoder" or not plugins:
-        yield source
-        return
-    with scratch("structsam-plugins-") as aside:
-        made = apply_plugins(source, aside / source.name, plugins)
-        counts = ", ".join(f"{name.rpartition('.')[2]} {count}" for name, count in made.counts.items())
-        console().print(f"{made.nodes_before} -> {made.nodes} nodes ({counts})")
-        yield aside / source.name
-
-
-def tell_plugins(engine: Engine) -> None:
-    """Say how many of the operators a plugin computes; elsewhere the runtime computes their functions."""
-    layers = engine.options.get("plugin_layers", 0)
-    how = f"{layers} layers are plugins" if layers else "no plugin is registered: it computes the operators' functions"
-    console().print(f"{engine.file}: {how}")
 
 
 def validate_stage(job: Job, folder: ExportFolder, reference: Reference, *, weights_freed: bool) -> dict[str, Any]:
