@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-clients test-serve test-triton test-robustness accuracy page test-ray test-weights clean
+.PHONY: demo test test-all test-clients test-serve test-triton test-robustness accuracy page test-ray test-weights test-lean clean
 
 demo: $(VENV)/.demo
 	$(BIN)/structsam-export --method structsam --rate 0.5 --backend tensorrt-rtx --target sm86,sm89 --force
@@ -33,6 +33,10 @@ test-triton: $(VENV)/.test
 # A real Ray Serve on our pack, in an environment of its own (about 600 MB, in $STRUCTSAM_RAY).
 test-ray: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m ray -rs tests/serve_ray
+
+# Quick plugins on TensorRT's lean runtime, in an environment of its own (about 100 MB, in $STRUCTSAM_LEAN).
+test-lean: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m lean -rs tests/plugins
 
 # A server in a process of its own: load (SERVE_SECONDS, 60), SIGTERM, slow clients, and its page in Chromium (apt chromium).
 test-serve: $(VENV)/.test

@@ -10,6 +10,7 @@ from typing import Any
 
 from structsam_export.backends import BACKENDS
 from structsam_export.errors import ArtifactError, UsageError, shortened, unknown_name
+from structsam_export.fused import chosen
 from structsam_export.paths import checkpoint_name
 from structsam_export.reading import read_bytes
 from structsam_export.rewrite import FORMS
@@ -25,7 +26,9 @@ BUILT_BY: dict[str, tuple[str, ...]] = {"ort-cpu": ()}
 OPTIONAL_TEXT = (str, None)
 # `ExportConfig` as a manifest has it.
 PLAIN: dict[Any, Any] = {
-    **dict.fromkeys(("model", "preprocessing", "method", "mlp", "precision", "backend", "target", "form"), str),
+    **dict.fromkeys(
+        ("model", "preprocessing", "method", "mlp", "precision", "backend", "target", "form", "plugins"), str
+    ),
     **dict.fromkeys(("checkpoint", "variant", "layers", "compat"), OPTIONAL_TEXT),
     "rate": (float, str, None),
     "mlp_density": (float, None),
@@ -48,7 +51,8 @@ class ExportConfig:
     for cubist from a quarter of the depth on); `params` are the method's own
     parameters as (name, value) pairs; `precision` "auto" becomes fp16, or fp32 where that would not do; `target` is a
     comma list of sm86, sm89, ... or "current", or "auto" (this GPU, else sm86,sm89); `form` is what the graph is
-    written for: "portable", "attention" (ONNX's operator, opset 23) or "ort-cpu" (ONNX Runtime on a CPU, FP32).
+    written for: "portable", "attention" (ONNX's operator, opset 23) or "ort-cpu" (ONNX Runtime on a CPU, FP32);
+    `plugins` are fused operators: "none", "all" or a comma list of `fused.PLUGINS`.
     """
 
     model: str = "auto"
@@ -68,6 +72,7 @@ class ExportConfig:
     target: str = "auto"
     opset: int = 18
     form: str = "portable"
+    plugins: str = "none"
     batch: int = 1
     images: tuple[str, ...] = ()
 
@@ -89,6 +94,8 @@ class ExportConfig:
         if not 18 <= self.opset <= 23:
             raise UsageError(f"Opset {self.opset} is not supported. Pass --opset 18 to 23.")
         self._check_form()
+        if chosen(self.plugins) and self.form != "portable":
+            raise UsageError(f"--plugins are put into portable graphs. Leave --form {self.form} or --plugins away.")
 
     def _check_form(self) -> None:
         if self.form not in FORMS:
@@ -140,7 +147,7 @@ class ExportConfig:
             density = "" if self.mlp_density is None else percent(self.mlp_density)
             parts.append(f"mlp_{named(self.mlp)}" + (f"@{density}" if density and ":" in self.mlp else density))
         shown = percent(rate) if isinstance(rate, float) else named(rate)
-        form = () if self.form == "portable" else (self.form,)
+        form = (*(() if self.form == "portable" else (self.form,)), *(("plugins",) if chosen(self.plugins) else ()))
         ending = f"-{'-'.join([f'r{shown}', self.precision, *form])}"
         name = "-".join(parts) + ending
         if len(name.encode()) <= LONGEST_NAME:

@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Any
 from structsam_export.roles import WindowGroup, assign, blocks_of
 
 # A Scan counts what its body counts, each time it runs.
-COUNTED = ("MatMul", "Gemm", "Einsum", "Conv", "LayerNormalization", "Attention", "MultiHeadAttention", "Scan")
+COUNTED = (
+    *("MatMul", "Gemm", "Einsum", "Conv", "LayerNormalization", "Attention", "MultiHeadAttention", "Scan"),
+    *("RelposAttention", "TokenEnergy"),
+)
 
 if TYPE_CHECKING:
     from structsam_export.geometry import EncoderGeometry
@@ -107,6 +110,9 @@ def node_macs(node: Any, shapes: dict[str, list[int]]) -> int:
     if node.op_type == "Scan":
         body = next(attr.g for attr in node.attribute if attr.name == "body")
         return shapes[node.input[0]][0] * macs_of(body, shapes)
+    if node.op_type == "TokenEnergy":  # two 3x3 kernels for every channel of a head
+        heads = next(attr.i for attr in node.attribute if attr.name == "heads")
+        return 2 * 9 * prod(shapes[node.input[0]]) // int(heads)
     try:
         a, b, out = (shapes[name] for name in (node.input[0], node.input[1], node.output[0]))
     except KeyError as missing:
@@ -116,6 +122,8 @@ def node_macs(node: Any, shapes: dict[str, list[int]]) -> int:
     if node.op_type in ("Attention", "MultiHeadAttention"):
         # Queries (.., n, c) and keys (.., m, c), values (.., m, e), heads among the channels or an axis of their own.
         return (prod(a) * b[-2]) + (prod(out) * b[-2])
+    if node.op_type == "RelposAttention":  # scores and values; the product with relative positions is a node of its own
+        return 2 * prod(a) * a[1]
     if node.op_type == "Conv":
         return prod(out) * prod(b[1:])
     if node.op_type == "Einsum":

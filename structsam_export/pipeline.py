@@ -26,7 +26,9 @@ from structsam_export.folder import (
     onnx_name,
     raw_name,
 )
+from structsam_export.fused import chosen as chosen_plugins
 from structsam_export.job import Job, photos_for
+from structsam_export.plugin_builds import tell_plugins, with_plugins
 from structsam_export.reading import content_errors
 from structsam_export.recipes import say_other_weights, with_recipe
 
@@ -107,7 +109,7 @@ def rewrite_stage(folder: ExportFolder) -> None:
 
 def rewrite_into(folder: ExportFolder, draft: ExportFolder) -> None:
     """`rewrite_stage`: reads the traced graphs of a folder, writes into its draft."""
-    from structsam_export.rewrite import rewrite
+    from structsam_export.rewrite import apply_plugins, rewrite
 
     config = folder.config
     sources = {part: folder.raw(part) for part in PARTS}
@@ -122,6 +124,8 @@ def rewrite_into(folder: ExportFolder, draft: ExportFolder) -> None:
         for part in PARTS:
             target = draft.path / names[part]
             found[part] = rewrite(sources[part], target, keep_outputs=OUTPUTS[part], form=forms[part])
+            if part == "encoder" and config.precision == "fp32" and chosen_plugins(config.plugins):
+                found[part] = found[part].then(apply_plugins(target, target, chosen_plugins(config.plugins)))
             gc.collect()
     draft.add(*names.values())
     draft.record(
@@ -152,7 +156,7 @@ def type_into(folder: ExportFolder, draft: ExportFolder, inputs: Inputs) -> None
     """`precision_stage`: reads the FP32 encoder of a folder (which may be the draft itself), writes into its draft."""
     from structsam_export.graphs import load
     from structsam_export.precision import calibrate, convert, low_types
-    from structsam_export.rewrite import apply_form
+    from structsam_export.rewrite import apply_form, apply_plugins
 
     config, target = folder.config, draft.path / onnx_name("encoder")
     source, name, results = folder.fp32_encoder(), target.name, draft.manifest.results
@@ -165,6 +169,8 @@ def type_into(folder: ExportFolder, draft: ExportFolder, inputs: Inputs) -> None
         with content_errors(source):
             made = convert(source, target, config.precision, amax)  # type: ignore[arg-type]
         formed = apply_form(target, target, config.form)
+        if chosen_plugins(config.plugins):
+            formed = formed.then(apply_plugins(target, target, chosen_plugins(config.plugins)))
         low = low_types(load(target))
     for node in made.offenders:
         console().print(f"[yellow]FP32 kept: {markup(f'{node.op} {node.node}: {node.why}')}[/yellow]")
@@ -196,8 +202,16 @@ def inputs_of(folder: ExportFolder) -> Inputs:
     return Inputs.of(photos, geometry.image_size, model["preprocessing"], prompt_aware=config.prompt_aware)
 
 
-def build_stage(folder: ExportFolder, chosen: Backend | None, targets: Sequence[str]) -> None:
+def build_stage(
+    folder: ExportFolder, chosen: Backend | None, targets: Sequence[str], plugins: Sequence[str] = ()
+) -> None:
     """Build an encoder and a decoder for every target; engines of other targets stay.
+
+    Args:
+        folder: with the rewritten graphs.
+        chosen: builds; None: nothing is built.
+        targets: of the backend.
+        plugins: fused operators to put into the encoder first, beside those that it has.
 
     Raises:
         UsageError: the graph is written for another runtime.
@@ -225,8 +239,13 @@ def build_stage(folder: ExportFolder, chosen: Backend | None, targets: Sequence[
         for target, (part, profile) in product(targets, profiles.items()):
             fp32 = chosen.FROM_FP32 and part == "encoder"
             source = folder.fp32_encoder() if fp32 else folder.onnx(part)
-            with stage(f"build {part}, {chosen.NAME} {target}"):
-                draft.add_engine(chosen.build(source, draft.path, part, target, profile))
+            with stage(f"build {part}, {chosen.NAME} {target}"), with_plugins(source, part, plugins) as fused:
+                made = chosen.build(fused, draft.path, part, target, profile)
+            if fused != source:
+                made = replace(made, options={**made.options, "plugins": [*plugins]})
+            draft.add_engine(made)
+            if part == "encoder" and (plugins or chosen_plugins(config.plugins)):
+                tell_plugins(made)
         draft.forget([name for name in draft.derived if name in (REPORT, PAGE)])
         draft.record(passed=None, judged={})
 
@@ -274,8 +293,8 @@ def rewrite_folder(path: Path) -> ExportFolder:
     return folder
 
 
-def build_folder(path: Path, backend_name: str, target: str) -> ExportFolder:
-    """Stage build alone, on a folder that was rewritten.
+def build_folder(path: Path, backend_name: str, target: str, plugins: str = "none") -> ExportFolder:
+    """Stage build alone, on a folder that was rewritten; `plugins` as in `ExportConfig`.
 
     Raises:
         UsageError: unknown names, or a graph for another runtime.
@@ -284,7 +303,12 @@ def build_folder(path: Path, backend_name: str, target: str) -> ExportFolder:
     """
     chosen = choose_backend(backend_name)
     folder = ExportFolder.read(path)
-    build_stage(folder, chosen, chosen.targets(target) if chosen else ())
+    names = chosen_plugins(plugins)
+    if names and folder.config.form != "portable":
+        raise UsageError(
+            f"--plugins are put into portable graphs. {path} was exported with --form {folder.config.form}."
+        )
+    build_stage(folder, chosen, chosen.targets(target) if chosen else (), names)
     return folder
 
 

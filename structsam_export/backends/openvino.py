@@ -165,14 +165,16 @@ class OpenVINO(Backend):
 
 
 def read(path: Path) -> Any:
-    """A model from an IR or ONNX file.
+    """A model from an IR or ONNX file; local functions, which OpenVINO does not read, are inlined.
 
     Raises:
         ArtifactError: OpenVINO cannot read it.
     """
+    from structsam_export.fused import without_functions
+
     try:
-        with parsing("OpenVINO", path):
-            return core().read_model(str(path))
+        with without_functions(path) as plain, parsing("OpenVINO", path):
+            return core().read_model(str(plain))
     except RuntimeError as error:
         raise ArtifactError(f"OpenVINO cannot read {path}: {str(error).strip().splitlines()[-1]}") from error
 

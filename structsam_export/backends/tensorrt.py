@@ -35,8 +35,12 @@ class TensorRT(Backend):
     }
     RTX: ClassVar[bool] = False
 
+    def module(self) -> Any:
+        """The library's Python module; imported here and nowhere before."""
+        return __import__(self.MODULE)
+
     def version(self) -> str:
-        return ".".join(__import__(self.MODULE).__version__.split(".")[:3])
+        return ".".join(self.module().__version__.split(".")[:3])
 
     def check_build(self) -> None:
         self.check_installed()
@@ -63,6 +67,7 @@ class TensorRT(Backend):
 
     def build(self, onnx: Path, folder: Path, part: str, target: str, profile: Profile) -> Engine:
         use_tensorrt(rtx=self.RTX)
+        self.module()
         from polygraphy.backend.trt import Profile as Shapes
         from polygraphy.backend.trt import engine_bytes_from_network, network_from_onnx_path
         from polygraphy.exception import PolygraphyException
@@ -72,11 +77,13 @@ class TensorRT(Backend):
         shapes = Shapes()
         for name, (low, typical, high) in profile.items():
             shapes.add(name, low, typical, high)
-        with build_progress(__import__(self.MODULE), f"{part} for {sm}") as monitor:
+        with build_progress(self.module(), f"{part} for {sm}") as monitor:
             config, options, extra = self.builder_config(target, sm, [shapes] if profile else None, monitor)
             try:
                 with parsing(self.NAME, onnx), quiet_stdout():
                     network = network_from_onnx_path(str(onnx), strongly_typed=True)
+                    if (plugins := plugin_layers(network[1])) > 0:
+                        options = {**options, "plugin_layers": plugins}
                     engine = engine_bytes_from_network(network, config=config, **extra)
             except PolygraphyException as error:  # what is wrong, TensorRT's own log has printed
                 raise ArtifactError(
@@ -105,6 +112,7 @@ class TensorRT(Backend):
     def runner(self, path: Path, label: str, options: RunOptions = DEFAULT) -> Runner:
         def make() -> Any:
             use_tensorrt(rtx=self.RTX)
+            self.module()
             from polygraphy.backend.common import bytes_from_path
             from polygraphy.backend.trt import EngineFromBytes, TrtRunner
 
@@ -115,6 +123,11 @@ class TensorRT(Backend):
 
     def can(self) -> str:
         return "build and run for this GPU" if cuda.has_gpu() else "nothing: no CUDA device"
+
+
+def plugin_layers(network: Any) -> int:
+    """Layers of a network that a plugin computes; what no plugin is registered for was inlined or refused."""
+    return sum(str(network.get_layer(i).type).endswith("PLUGIN_V3") for i in range(network.num_layers))
 
 
 def replayed(load: Any) -> Any:

@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
+import atexit
+import ctypes
+import shutil
+import sys
+import tempfile
+from functools import lru_cache
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, ClassVar
 
 from structsam_export.backends import cuda
 from structsam_export.backends.base import BenchRunner, RunOptions, parts_of
 from structsam_export.backends.tensorrt import TensorRT
 
+# The wheel has these with a version in the name only; its parser opens the first without one when it meets a plugin,
+# and ends the process when that is missing.
+LIBRARIES = {"libtensorrt_rtx.so": "libtensorrt_rtx.so.1", "libtensorrt_onnxparser_rtx.so.1": ""}
 # Built where no GPU says otherwise: Ampere and Ada, the edge GPUs of desktops and laptops.
 PORTABLE = ("sm86", "sm89")
+
+
+@lru_cache(maxsize=1)
+def library() -> Any:
+    """The module `tensorrt_rtx`, its libraries loaded from a folder that has all the names they look for."""
+    if "tensorrt_rtx_bindings" not in sys.modules and (found := find_spec("tensorrt_rtx_libs")) is not None:
+        wheel = Path(next(iter(found.submodule_search_locations or [""])))
+        if all((wheel / (real or name)).is_file() for name, real in LIBRARIES.items()):
+            folder = Path(tempfile.mkdtemp(prefix="structsam-rtx-"))
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            for name, real in LIBRARIES.items():
+                (folder / name).symlink_to(wheel / (real or name))
+            for name in LIBRARIES:
+                ctypes.CDLL(str(folder / name))
+    return import_module("tensorrt_rtx")
 
 
 class TensorRTRTX(TensorRT):
@@ -27,6 +54,9 @@ class TensorRTRTX(TensorRT):
     def check_build(self) -> None:
         self.check_installed()
 
+    def module(self) -> Any:
+        return library()
+
     def targets(self, text: str) -> tuple[str, ...]:
         if text == "auto":
             return ("current",) if cuda.has_gpu() else PORTABLE
@@ -37,9 +67,7 @@ class TensorRTRTX(TensorRT):
 
     def known_targets(self) -> list[str]:
         """SMs that the installed library can build for."""
-        import tensorrt_rtx
-
-        names = (name.lower() for name in dir(tensorrt_rtx.ComputeCapability))
+        names = (name.lower() for name in dir(library().ComputeCapability))
         return sorted(name for name in names if name.startswith("sm"))
 
     def builder_config(

@@ -67,6 +67,12 @@ merge_options = options(
     ),
     click.option("--mlp-density", type=float, help="Share of tokens through the MLP (residual-consistency)."),
 )
+plugins_option = click.option(
+    "--plugins",
+    default="none",
+    show_default=True,
+    help="Fused operators: none, all or a list (plugins/README.md). No GPU has shown a gain yet, so none.",
+)
 model_options = options(
     merge_options,
     click.option(
@@ -78,6 +84,7 @@ model_options = options(
         show_default=True,
         help="What the graph is written for: portable, attention (ONNX's operator, opset 23), ort-cpu or openvino.",
     ),
+    plugins_option,
     click.option("--opset", type=int, default=18, show_default=True, help="ONNX opset."),
     click.option("--batch", type=int, default=1, show_default=True, help="Images per encoder call."),
     click.option("--output", type=click.Path(path_type=Path), help="Folder. Default: engines/<model>-<method>-..."),

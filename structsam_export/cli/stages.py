@@ -15,6 +15,7 @@ from structsam_export.cli.options import (
     image_option,
     json_option,
     model_options,
+    plugins_option,
     refuse,
 )
 from structsam_export.cli.show import show_report
@@ -87,7 +88,8 @@ def rewrite(folder: Path, verbose: bool) -> None:
 @click.command(cls=Command)
 @folder_argument
 @build_options
-def build(folder: Path, backend: str, target: str) -> None:
+@plugins_option
+def build(folder: Path, backend: str, target: str, plugins: str) -> None:
     """Build FOLDER's engines.
 
     Stage build only: engines of FOLDER's rewritten graphs.
@@ -98,5 +100,5 @@ def build(folder: Path, backend: str, target: str) -> None:
     """
     from structsam_export.pipeline import build_folder
 
-    for engine in build_folder(folder, backend, target).manifest.engines:
+    for engine in build_folder(folder, backend, target, plugins).manifest.engines:
         echo(folder / engine.file)

@@ -30,7 +30,19 @@ RUNNERS = ("eager", "ort", "engine")
 DENSE = "dense"  # the unpatched model, which differences are taken to
 # Options that change files or speed, but no mask.
 IRRELEVANT = (
-    *("schema", "checkpoint", "preprocessing", "precision", "form", "backend", "target", "opset", "batch", "images"),
+    *(
+        "schema",
+        "checkpoint",
+        "preprocessing",
+        "precision",
+        "form",
+        "plugins",
+        "backend",
+        "target",
+        "opset",
+        "batch",
+        "images",
+    ),
 )
 
 

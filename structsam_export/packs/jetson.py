@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from structsam_export.fused import chosen, plugin_folder
 from structsam_export.packs.base import Limits, Option, Pack
 from structsam_export.packs.described import described
 
@@ -25,18 +26,23 @@ PHOTOS = 3  # bundled photos whose inputs and outputs are in the kit
 
 @dataclass(frozen=True)
 class Target:
-    """What a JetPack has: `tensorrt`, the beginning of its version; whether that reads ONNX's Attention operator."""
+    """What a JetPack has: `tensorrt`, the beginning of its version; what that does with graphs.
+
+    `attention`: whether it reads ONNX's Attention operator; `functions`: whether it takes a plugin for a node that also
+    has a local function (before 10.7 it inlines the function).
+    """
 
     about: str
     tensorrt: str
     attention: bool
+    functions: bool
 
 
 TARGETS = {
-    "jetpack6": Target("JetPack 6.1 and 6.2, Orin", "10.3.", False),
-    "jetpack7": Target("JetPack 7.2.0, Orin and Thor", "10.16.", True),
-    "jetpack7.2.2": Target("JetPack 7.2.2 and later, AGX Orin and Thor", "11.4.", True),
-    "thor": Target("JetPack 7.0 and 7.1, Thor", "10.13.", False),
+    "jetpack6": Target("JetPack 6.1 and 6.2, Orin", "10.3.", False, False),
+    "jetpack7": Target("JetPack 7.2.0, Orin and Thor", "10.16.", True, True),
+    "jetpack7.2.2": Target("JetPack 7.2.2 and later, AGX Orin and Thor", "11.4.", True, True),
+    "thor": Target("JetPack 7.0 and 7.1, Thor", "10.13.", False, True),
 }
 
 
@@ -76,7 +82,12 @@ class Jetson(Pack):
         import numpy as np
 
         for part in ("encoder", "decoder"):
-            described(source.core(part), part).save(folder / f"{part}.onnx", source.facts())
+            graph = described(source.core(part), part)
+            if not self.target.functions:
+                graph.functions.clear()
+            graph.save(folder / f"{part}.onnx", source.facts())
+        if self.plugins(source):
+            shutil.copytree(plugin_folder(), folder / "plugins", ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
         np.savez_compressed(folder / "reference.npz", **reference(source))
         (folder / "kit.json").write_text(json.dumps(self.kit(source), indent=2) + "\n", encoding="utf-8")
         files = resources.files("structsam_export.packs") / "jetson_files"
@@ -89,6 +100,10 @@ class Jetson(Pack):
         (folder / "runner").mkdir()
         for name in RUNNER:
             (folder / "runner" / name).write_bytes((files / "runner" / name).read_bytes())
+
+    def plugins(self, source: Source) -> tuple[str, ...]:
+        """The fused operators of an export."""
+        return chosen(source.folder.config.plugins)
 
     def kit(self, source: Source) -> dict[str, Any]:
         """What `check.py` judges by: the gates of the export's precision.

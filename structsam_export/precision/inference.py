@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from structsam_export.rewrite.operators import declared
+from structsam_export.rewrite.operators import FLOAT, INT32, SHARED, declared
 from structsam_export.rewrite.subgraphs import bodies, captured
 
 # Smaller constants stay in the graph: shape inference needs the values of shapes.
@@ -50,15 +50,13 @@ def declared_outputs(node: Any, records: dict[str, Any], types: dict[str, int]) 
     operator = declared(node)
     if operator is None:
         return []
-    shared = {types[name] for name, kind in zip(node.input, operator.inputs) if kind == "T" and name in types}
-    if len(shared) != 1:
-        return []
-    (elem,) = shared
+    known = {kind: types[name] for name, kind in zip(node.input, operator.inputs) if kind in SHARED and name in types}
+    known |= {INT32: onnx.TensorProto.INT32, FLOAT: onnx.TensorProto.FLOAT}
     shapes = operator.shapes(node, [shape_of(records[name]) if name in records else None for name in node.input])
     return [
-        onnx.helper.make_tensor_value_info(name, elem, shape)
+        onnx.helper.make_tensor_value_info(name, known[kind], shape)
         for name, kind, shape in zip(node.output, operator.outputs, shapes)
-        if name and kind == "T" and name not in types
+        if name and kind in known and name not in types
     ]
 
 

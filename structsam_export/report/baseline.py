@@ -41,7 +41,7 @@ FORM: dict[Any, Any] = {
 # What makes two exports the same one; where files are and who builds them does not.
 OPTIONS = (
     *("preprocessing", "method", "rate", "variant", "layers", "compat", "prompt_aware", "params", "mlp", "mlp_density"),
-    *("precision", "form", "opset", "batch"),
+    *("precision", "form", "plugins", "opset", "batch"),
 )
 
 

@@ -11,7 +11,7 @@ typed as FP16 or BF16: they come after typing, as the types of the operators the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -24,7 +24,10 @@ from structsam_export.supervise import parsing
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
-__all__ = ["FORMS", "INLINE_LIMIT", "RULES", "Fired", "Rewritten", "apply_form", "apply_rules", "rewrite"]
+__all__ = [
+    *("FORMS", "INLINE_LIMIT", "PLUGIN_RULES", "RULES", "Fired", "Rewritten"),
+    *("apply_form", "apply_plugins", "apply_rules", "rewrite"),
+]
 
 RULES = {
     "fold_constants": "structsam_export.rewrite.fold_constants",
@@ -52,6 +55,8 @@ FORMS: dict[str, dict[str, str]] = {
     },
     "openvino": {"token_rows": "structsam_export.rewrite.token_rows"},
 }
+# Put in last, once for each plugin that was asked for (`fused.PLUGINS`).
+PLUGIN_RULES = {"use_plugin": "structsam_export.rewrite.use_plugin"}
 # Run again at the end: rules that replace indices by constants leave arithmetic on constants behind, and the rules of a
 # form leave Reshapes of Reshapes.
 AGAIN, AGAIN_AFTER_FORM = ("fold_constants",), ("fold_constants", "reshape_chain")
@@ -119,26 +124,73 @@ def apply_form(source: Path, target: Path, form: str) -> Rewritten:
     return Rewritten({}, (), nodes, nodes)
 
 
-def rewritten_file(source: Path, target: Path, change: Callable[[gs.Graph], Rewritten]) -> Rewritten:
+def apply_plugins(source: Path, target: Path, names: Sequence[str]) -> Rewritten:
+    """Put fused operators into an ONNX file of `rewrite`, `precision.convert` or `apply_form`.
+
+    Args:
+        source: file to read.
+        target: file to write, as in `rewrite`; may be `source`. Each operator's function is in it, so that runtimes
+            without the plugin compute the same.
+        names: plugins, of `fused.PLUGINS`. None of them: the file is copied.
+
+    Returns:
+        Counts by plugin, as "use_plugin.<name>".
+    """
+    from structsam_export.rewrite.match import errors_only
+    from structsam_export.rewrite.weights import TABLES, copy_file
+
+    def change(graph: gs.Graph) -> Rewritten:
+        before, counts, skipped = len(graph.nodes), dict[str, int](), list[str]()
+        for rule, module in PLUGIN_RULES.items():
+            for name in names:
+                with errors_only():
+                    fired: Fired = import_module(module).apply(graph, name)
+                counts[f"{rule}.{name}"] = fired.count
+                skipped += [f"{rule}.{name}: {reason}" for reason in fired.skipped]
+                graph.cleanup(remove_unused_graph_inputs=False).toposort()
+        return Rewritten(counts, tuple(skipped), before, len(graph.nodes))
+
+    if names:
+        return rewritten_file(source, target, change, large=TABLES)
+    with content_errors(source):
+        nodes = copy_file(source, target)
+    return Rewritten({}, (), nodes, nodes)
+
+
+def rewritten_file(
+    source: Path, target: Path, change: Callable[[gs.Graph], Rewritten], *, large: int | None = None
+) -> Rewritten:
     """Let `change` have the graph of a file, without its large weights, and write the result.
+
+    Functions of our own operators are put in anew: those that the result uses.
+
+    Args:
+        source, target: as in `rewrite`.
+        change: changes the graph in place.
+        large: bytes from which on weights stay in their file; None: `weights.LARGE`.
 
     Raises:
         ArtifactError: no ONNX, or a graph that cannot be rewritten.
     """
     import onnx_graphsurgeon as gs
 
+    from structsam_export.fused import DOMAIN, add_functions
     from structsam_export.graphs import load
     from structsam_export.rewrite.match import errors_only
-    from structsam_export.rewrite.weights import attach, detach, save
+    from structsam_export.rewrite.weights import LARGE, attach, detach, save
 
     model = load(source)
     before = len(model.graph.node)
     with content_errors(source), parsing("rewriting", source):
-        weights = detach(model, source.parent)
+        others = [f for f in model.functions if f.domain != DOMAIN]
+        del model.functions[:]
+        model.functions.extend(others)
+        weights = detach(model, source.parent, large or LARGE)
         with errors_only():
             graph = gs.import_onnx(model)
         made = change(graph)
         model = gs.export_onnx(graph)
         attach(model, weights)
+        add_functions(model)
         save(model, source, target, INLINE_LIMIT)
     return replace(made, nodes_before=before, nodes=len(model.graph.node))

@@ -16,14 +16,17 @@ from structsam_export.rewrite.subgraphs import names_read
 
 # Smaller tensors (index tables, relative positions) are loaded, so that constants can be folded.
 LARGE = 1 << 20
+# Patterns of fused operators read tables of positions, up to a few MB; no weight of ViT-H is as small.
+TABLES = 5 << 20
 
 
-def detach(model: Any, base: Path) -> list[Any]:
+def detach(model: Any, base: Path, large: int = LARGE) -> list[Any]:
     """Turn large external initialisers of an `onnx.ModelProto` into inputs and load the small ones.
 
     Args:
         model: loaded with `load_external_data=False`; changed in place.
         base: folder of the data file.
+        large: bytes from which on a tensor is set aside.
 
     Returns:
         The detached `onnx.TensorProto`s, for `attach`.
@@ -33,7 +36,7 @@ def detach(model: Any, base: Path) -> list[Any]:
 
     graph, detached, kept = model.graph, [], []
     for tensor in graph.initializer:
-        if uses_external_data(tensor) and data_bytes(tensor) > LARGE:
+        if uses_external_data(tensor) and data_bytes(tensor) > large:
             detached.append(tensor)
             graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
             continue

@@ -17,7 +17,7 @@ from structsam_export.evaluate.store import Store, default_folder
 from structsam_export.job import loaded_for
 from structsam_export.methods import method_class
 from structsam_export.models import LoadedModel
-from structsam_export.sweep.grid import fraction, parse, parts
+from structsam_export.sweep.grid import fraction, parts, variants_of
 from structsam_export.sweep.parallel import workers_for
 from structsam_export.tune import measure
 from structsam_export.tune.measure import Measurer
@@ -40,7 +40,7 @@ class Menu:
 
     def bases(self, base: ExportConfig) -> list[ExportConfig]:
         """A configuration for each method and variant."""
-        pairs = parse(self.methods, self.rates, "all").forms
+        pairs = dict.fromkeys(pair for part in parts(self.methods, "methods") for pair in variants_of(part))
         return [replace(base, method=name, variant=variant) for name, variant in pairs][: 1 if self.quick else None]
 
     def spaces(self, base: ExportConfig, loaded: LoadedModel) -> list[Space]:

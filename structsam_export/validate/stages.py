@@ -194,11 +194,15 @@ def run_stage(reference: Reference, files: StageFiles, batch: int, *, given: boo
 
 def decisions_for(copy: Path, eager: Outputs, feed: Mapping[str, Array]) -> Outputs:
     """PyTorch's decisions of one photo as inputs of a graph, repeated for its batch."""
+    from onnx.helper import tensor_dtype_to_np_dtype
+
     from structsam_export.graphs import load
 
-    inputs = [i.name for i in load(copy).graph.input]
+    kinds = {i.name: i.type.tensor_type.elem_type for i in load(copy).graph.input if i.name not in feed}
     batch = feed["image"].shape[0]
-    return {name: np.concatenate([eager[name]] * batch) for name in inputs if name not in feed}
+    # Fused operators decide in int32.
+    types = {name: tensor_dtype_to_np_dtype(kind) if kind else eager[name].dtype for name, kind in kinds.items()}
+    return {name: np.concatenate([eager[name]] * batch).astype(types[name]) for name in kinds}
 
 
 def repeated(eager: Outputs, outputs: Outputs) -> Outputs:

@@ -15,6 +15,7 @@ from onnx import numpy_helper
 
 from structsam_export.backends import backend
 from structsam_export.folder import ExportFolder
+from structsam_export.fused import PLUGINS
 from structsam_export.packs import make_pack, write_pack
 from structsam_export.packs.base import Source
 from structsam_export.packs.jetson import TARGETS
@@ -157,3 +158,32 @@ def test_the_build_runs_both_lines_then_the_check(version, status, kit):
     export = ExportFolder.read(folder.parent / "export-plain")
     side = 4 * export.geometry["grid"][0]
     assert f"--maxShapes=point_coords:64x16x2,point_labels:64x16,mask_input:64x1x{side}x{side}" in decoder
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_kit_with_plugins_carries_their_sources(target, make_export, tmp_path):
+    """TensorRT 10.3 would inline the functions of nodes it has plugins for, so that they are left out there."""
+    folder = write_pack(make_export("merged", plugins="all"), tmp_path / "kit", "jetson", {"target": target}).folder
+    names = {path.relative_to(folder).as_posix() for path in (folder / "plugins").rglob("*") if path.is_file()}
+    assert {
+        "plugins/README.md",
+        "plugins/registration/v3/CMakeLists.txt",
+        "plugins/registration/v3/plugins.cpp",
+    } <= names
+    assert {f"plugins/{name}/function.py" for name in PLUGINS} <= names and not any("pycache" in n for n in names)
+    assert names <= set(json.loads((folder / "pack.json").read_text())["files"])
+    model = onnx.load(folder / "encoder.onnx")
+    own = {node.op_type for node in model.graph.node if node.domain == "structsam"}
+    assert own == set(PLUGINS.values())
+    assert {f.name for f in model.functions} == (own if TARGETS[target].functions else set())
+    script, page = ((folder / name).read_text() for name in ("build.sh", "README.md"))
+    assert '--staticPlugins="$LIBRARY"' in script and "plugins/README.md" in page
+    checker = shutil.which("shellcheck", path=f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}")  # noqa: PTH120
+    assert subprocess.run([checker, folder / "build.sh"], capture_output=True).returncode == 0
+    if TARGETS[target].functions:
+        status, _, err = check(folder, "--runtime", "onnxruntime")
+        assert status == 0, err
+    ran = subprocess.run(
+        [folder / "build.sh"], env={**os.environ, "TRTEXEC": "/bin/true"}, capture_output=True, text=True
+    )
+    assert ran.returncode == 4
