@@ -57,14 +57,15 @@ def build(
         output.mkdir(parents=True, exist_ok=True)
         index = output / "kernels.json"
         before = {row["files"]: row for row in known(index)}
-        rows = []
+        rows: list[dict[str, Any]] = []
         for name, title, launch in chosen:
             for sm in sms:
                 files = f"{name}/{re.sub(r'[^A-Za-z0-9]+', '_', title)}.sm{sm}"
                 row = attempt(output, files, name, title, launch, sm, cuda, shared, before.get(files))
                 rows.append(row)
-        others = [row for files, row in before.items() if files not in {row["files"] for row in rows}]
-        write(index, json.dumps([*others, *rows], indent=1) + "\n")
+                # After each, so that an interrupted run continues here.
+                others = [row for files, row in before.items() if files not in {row["files"] for row in rows}]
+                write(index, json.dumps([*others, *rows], indent=1) + "\n")
         write(output / "kernels.md", table(rows))
     except OSError as error:
         raise BuildError(f"Cannot write {output}: {error.strerror}. Choose another --output.") from None
