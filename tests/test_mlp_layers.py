@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny_model import tiny_encoder
 
 from structsam_export.config import ExportConfig
 from structsam_export.errors import UsageError
@@ -13,7 +14,6 @@ from structsam_export.methods.mlp import MergedMLP, ResidualConsistency
 from structsam_export.methods.mlp_layers import parse_mlp
 from structsam_export.patch import apply_roles, remove_patch
 from structsam_export.schedule import resolve
-from tests.tiny_model import tiny_encoder
 
 B = GEOMETRIES["vit_b"]  # 12 blocks, 2, 5, 8 and 11 global
 

@@ -32,7 +32,7 @@ def run(in_process, tiny_model):
     torch.set_num_threads(threads)
 
 
-def test_tune_resumes_and_its_recipe_is_exported(run, in_process, tiny_model, tmp_path, monkeypatch):
+def test_figures_files_and_resuming(run, tiny_model, tmp_path, monkeypatch):
     place = write_folder(tmp_path / "discs", 4)
     files = ("--plot", "made.png", "--page", "made.html")
     code, out, err = run("--dataset", place, "--target-macs", "0.9", *files, "--output", "one", "--json")
@@ -76,16 +76,17 @@ def test_tune_resumes_and_its_recipe_is_exported(run, in_process, tiny_model, tm
     before = len(calls)
     assert run("--dataset", place, "--target-macs", "0.9", "--output", "two")[0] == 0 and len(calls) == before
 
-    # The recipe exports exactly that; its manifest names it.
+
+def test_a_recipe_is_exported_as_it_says(in_process, tiny_model, tmp_path):
+    """Exactly its schedule, which the manifest names together with the recipe."""
+    recipes.write(tmp_path / "r.json", GOOD)
     options = ("--model", "tiny", "--checkpoint", tiny_model, "--backend", "none", "--precision", "fp32")
-    code, _, err = in_process("export", "--recipe", "one/recipe.json", *options, "--output", "exported")
-    assert code in (0, 3), err
-    assert "other weights" not in err
+    code, _, err = in_process("export", "--recipe", "r.json", *options, "--output", "exported")
+    assert code == 0, err
+    assert "made for other weights" in " ".join(err.split())
     manifest = json.loads((tmp_path / "exported" / "manifest.json").read_text())
-    schedule = {k: v for k, v in chosen["schedule"].items() if v is not None}
-    assert schedule.items() <= manifest["config"].items()
-    assert manifest["results"]["recipe"]["name"] == "recipe.json"
-    assert manifest["results"]["recipe"]["sha256"] == recipes.sha256_of(tmp_path / "one" / "recipe.json")
+    assert {"method": "structsam", "rate": "0.5:0", "mlp": "merge:0"}.items() <= manifest["config"].items()
+    assert manifest["results"]["recipe"] == recipes.origin(tmp_path / "r.json", GOOD)
 
 
 def test_photos_without_masks(run, tmp_path):
