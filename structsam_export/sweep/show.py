@@ -80,7 +80,7 @@ def write_csv(report: dict[str, Any], path: Path) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    facts = ("name", "method", "variant", "rate", "layers", "macs", "macs_ratio")
+    facts = ("name", "method", "variant", "mlp", "rate", "layers", "macs", "macs_ratio")
     paired = [f"{metric}_difference{end}" for metric in METRICS for end in ("", "_low", "_high")]
     with atomic(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         lines = csv.writer(file)
