@@ -3,7 +3,7 @@
     import tensorrt.plugin, qdp
     qdp.register(tensorrt.plugin, kernels)      # before a graph is parsed
 
-`kernels` says which compiled kernel computes a node and how it is launched (`Kernel`); `scripts/build_plugins.py` makes
+`kernels` says which compiled kernel computes a node and how it is launched (`Kernel`); `scripts/build_plugins` makes
 them. QDP launches one kernel a node, with the node's tensors and int32 numbers as arguments.
 """
 
@@ -42,8 +42,9 @@ class Kernel:
     sizes: tuple[int, ...] = ()
 
 
-# (operator, its fields, shapes of its inputs, name of its float type) -> the kernel that computes it.
-Kernels = Callable[[str, Fields, list[list[int]], str], Kernel]
+# (operator, its fields, shapes of its inputs, types of its inputs) -> the kernel that computes it.
+Kernels = Callable[[str, Fields, list[list[int]], list[str]], Kernel]
+NAMES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT32": "int32"}
 
 
 def register(trtp: Any, kernels: Kernels) -> list[str]:
@@ -110,8 +111,8 @@ def describe(trtp: Any, op: str, inputs: list[Any], fields: Fields) -> Any:
 
 def launch(trtp: Any, op: str, inputs: list[Any], fields: Fields, kernels: Kernels) -> Any:
     """Name, code, launch and further arguments of the kernel of one node."""
-    float_type = next(str(one.dtype).rpartition(".")[2].lower() for one in inputs)
-    kernel = kernels(op, fields, [sizes(one) for one in inputs], float_type)
+    kinds = [NAMES[str(one.dtype).rpartition(".")[2]] for one in inputs]
+    kernel = kernels(op, fields, [sizes(one) for one in inputs], kinds)
     params = trtp.KernelLaunchParams()
     params.grid_x, params.grid_y, params.grid_z = kernel.grid
     params.block_x, params.shared_mem = kernel.threads, kernel.shared

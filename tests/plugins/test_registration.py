@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import venv
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,22 @@ def test_an_engine_is_built_with_plugins_and_a_larger_one_without(half):
         assert ran.returncode == 0, ran.stderr
         sizes[how] = int(ran.stdout.split()[-1])
     assert 100_000 < sizes["registered"] < sizes["inlined"]
+
+
+KERNELS = (plugin_folder() / "kernel_launch.py").is_file()
+
+
+@pytest.mark.skipif(not KERNELS or find_spec("triton") is None, reason="no kernels, or no Triton to compile them")
+def test_every_kind_of_node_has_a_kernel_under_the_key_of_the_library(half, tmp_path):
+    """Types and shapes of the typed graph; five operators in windows, four more in the global block."""
+    ran = python("scripts/plugin_kernels", half, "--sm", "87", "--output", tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    lines = [line.split() for line in (tmp_path / "kernels.txt").read_text().splitlines()]
+    keys = [words[0] for words in lines]
+    assert len(keys) == len(set(keys)) == 9
+    assert "TokenUnmerge:window_h=4,window_w=4:float16,int32,float32:8x10x16,8x16,2x6x6x16" in keys
+    for _, symbol, file, *numbers in lines:
+        assert symbol.encode() in (tmp_path / file).read_bytes() and min(map(int, numbers[:4])) > 0
 
 
 @pytest.mark.lean

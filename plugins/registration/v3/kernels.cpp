@@ -17,7 +17,7 @@ void check(CUresult result, std::string const& what) {
 
 std::string folder() {
     char const* given = std::getenv("STRUCTSAM_KERNELS");
-    if (!given) throw std::runtime_error("Set STRUCTSAM_KERNELS to the folder that scripts/build_plugins.py wrote for this GPU.");
+    if (!given) throw std::runtime_error("Set STRUCTSAM_KERNELS to the folder that scripts/plugin_kernels wrote for this GPU.");
     return given;
 }
 

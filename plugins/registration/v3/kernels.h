@@ -1,4 +1,4 @@
-// Compiled kernels: a folder of cubins and kernels.txt, one line a kernel, that scripts/build_plugins.py writes for one SM.
+// Compiled kernels: a folder of cubins and kernels.txt, one line a kernel, that scripts/plugin_kernels writes for one SM.
 //   KEY SYMBOL FILE GRID_X GRID_Y GRID_Z THREADS SHARED SIZES...
 // KEY says operator, fields, float type and shapes of a node (`key` in plugins.cpp); SIZES are its int32 arguments.
 #pragma once
