@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ast
 import json
+from dataclasses import replace
 
 import pytest
 import yaml
 
-from structsam_export.config import ExportConfig
 from structsam_export.errors import UsageError
 from structsam_export.folder import ExportFolder
 from structsam_export.packs import make_pack
@@ -40,7 +40,7 @@ def test_its_programs_need_nothing_of_ours(packed):
 
 def test_a_graph_for_the_cpu_is_refused_on_a_gpu(make_export):
     folder = ExportFolder.read(make_export())
-    folder.manifest.config = ExportConfig(**{**vars(folder.config), "form": "ort-cpu"})
+    folder.manifest.config = replace(folder.config, form="ort-cpu")
     folder.write()
     assert make_pack("ray").refusal(Source.read(folder.path)) is None
     with pytest.raises(UsageError, match="--form ort-cpu"):
