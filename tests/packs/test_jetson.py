@@ -107,6 +107,7 @@ def test_scripts_pass_shellcheck_and_name_the_version(target, kit):
     assert ("--noDataTransfers" in scripts[1].read_text()) == (not TARGETS[target].tensorrt.startswith("11."))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_kit_s_graphs_build_with_tensorrt_rtx(target, make_export, tmp_path):
     """A proxy: TensorRT itself is not here. Where a target reads Attention operators, the graph has them."""

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from ray import serve
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -74,6 +74,8 @@ class Encoder:
         """
         try:
             photo = await asyncio.to_thread(self.prepared, data)
+        except UnidentifiedImageError:
+            return refused(422, f"This is no photo: none of {', '.join(FORMATS)}")
         except Exception as error:  # Pillow raises whatever its decoders meet
             return refused(422, f"This is no photo: {str(error)[:200]}")
         features, together = await self.encode(photo.tensor)
