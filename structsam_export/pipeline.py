@@ -28,7 +28,7 @@ from structsam_export.folder import (
 )
 from structsam_export.fused import chosen as chosen_plugins
 from structsam_export.job import Job, photos_for
-from structsam_export.plugin_builds import tell_plugins, with_plugins
+from structsam_export.plugin_builds import plugins_for, tell_plugins, with_plugins
 from structsam_export.reading import content_errors
 from structsam_export.recipes import say_other_weights, with_recipe
 
@@ -161,8 +161,7 @@ def type_into(folder: ExportFolder, draft: ExportFolder, inputs: Inputs) -> None
     config, target = folder.config, draft.path / onnx_name("encoder")
     source, name, results = folder.fp32_encoder(), target.name, draft.manifest.results
     draft.forget(draft.derived)
-    counts, graph = dict(results.rewrite), dict(results.graph)
-    skipped = dict(results.rewrite_skipped)
+    counts, graph, skipped = dict(results.rewrite), dict(results.graph), dict(results.rewrite_skipped)
     with stage(f"{config.precision}: calibrate, {len(inputs.photos)} photos"), content_errors(source):
         amax = calibrate(source, inputs.feeds(config.batch))
     with stage(f"encoder in {config.precision}"):
@@ -303,12 +302,7 @@ def build_folder(path: Path, backend_name: str, target: str, plugins: str = "non
     """
     chosen = choose_backend(backend_name)
     folder = ExportFolder.read(path)
-    names = chosen_plugins(plugins)
-    if names and folder.config.form != "portable":
-        raise UsageError(
-            f"--plugins are put into portable graphs. {path} was exported with --form {folder.config.form}."
-        )
-    build_stage(folder, chosen, chosen.targets(target) if chosen else (), names)
+    build_stage(folder, chosen, chosen.targets(target) if chosen else (), plugins_for(folder, plugins))
     return folder
 
 

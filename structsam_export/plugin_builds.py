@@ -8,10 +8,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from structsam_export.console import console
+from structsam_export.errors import UsageError
 from structsam_export.files import scratch
+from structsam_export.fused import chosen
 
 if TYPE_CHECKING:
     from structsam_export.backends.base import Engine
+    from structsam_export.folder import ExportFolder
+
+
+def plugins_for(folder: ExportFolder, text: str) -> tuple[str, ...]:
+    """Plugins by what `build` was given (`fused.chosen`), for the graphs of a folder.
+
+    Raises:
+        UsageError: an unknown name, or graphs in a form that plugins are not put into.
+    """
+    names = chosen(text)
+    if names and folder.config.form != "portable":
+        raise UsageError(
+            f"--plugins are put into portable graphs. {folder.path} was exported with --form {folder.config.form}."
+        )
+    return names
 
 
 @contextmanager

@@ -220,15 +220,9 @@ def decoder_module(sam: Any) -> nn.Module:
         def output_tokens(self) -> torch.Tensor:
             return torch.cat([self.mask.iou_token.weight, self.mask.mask_tokens.weight])
 
-        def transformed(
-            self,
-            image_embeddings: torch.Tensor,
-            point_coords: torch.Tensor,
-            point_labels: torch.Tensor,
-            mask_input: torch.Tensor,
-            has_mask_input: torch.Tensor,
-        ) -> tuple[torch.Tensor, torch.Tensor]:
+        def transformed(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             """Tokens (P, n, C), the output tokens first; the embedding of four times its side (P, C / 8, 4h, 4w)."""
+            image_embeddings, point_coords, point_labels, mask_input, has_mask_input = inputs
             m = self.mask
             sparse = self.sparse(point_coords, point_labels)
             empty = self.prompt.no_mask_embed.weight.reshape(1, -1, 1, 1)

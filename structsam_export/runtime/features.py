@@ -7,10 +7,12 @@ SAM's encoder gives `image_embeddings` (B, C, h, w), and that array is its featu
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Union
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
-Features = np.ndarray | Mapping[str, np.ndarray]
+Features = Union["np.ndarray", Mapping[str, "np.ndarray"]]
 
 EMBEDDING, EARLY = "image_embeddings", "interm_embeddings"
 # Every tensor that an encoder may hand to its decoder; what else a graph gives are decisions.
@@ -45,5 +47,7 @@ def rows(features: Features, part: slice) -> Features:
 
 def joined(parts: Sequence[Features]) -> Features:
     """Features of several calls, one after the other."""
+    import numpy as np
+
     by_name = [named(part) for part in parts]
     return features_of({name: np.concatenate([part[name] for part in by_name]) for name in by_name[0]})
