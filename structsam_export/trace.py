@@ -34,7 +34,7 @@ def decision_names(encoder: nn.Module) -> list[str]:
 
 
 def encoder_with_decisions(encoder: nn.Module, history: list[Any] | None = None) -> nn.Module:
-    """Wrap a (patched) encoder: image, and boxes if prompt-aware -> the host's outputs, then the tensors of `decision_names`.
+    """Wrap a (patched) encoder: image, and boxes if prompt-aware -> the host's outputs, then those of `decision_names`.
 
     `history` receives the decisions of each forward pass, by name.
     """

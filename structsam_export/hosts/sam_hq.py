@@ -1,4 +1,4 @@
-"""Host: SAM-HQ. Its blocks are SAM's; its encoder gives two tensors, and its decoder adds a mask of its own to SAM's."""
+"""Host: SAM-HQ. Its blocks are SAM's; its encoder gives two tensors; its decoder adds a mask of its own to SAM's."""
 
 from __future__ import annotations
 

@@ -224,7 +224,7 @@ def decoder_module(sam: Any) -> nn.Module:
             mask_input: torch.Tensor,
             has_mask_input: torch.Tensor,
         ) -> tuple[torch.Tensor, torch.Tensor]:
-            """Tokens (P, n, C), the output tokens first, and the embedding of four times its side (P, C / 8, 4h, 4w)."""
+            """Tokens (P, n, C), the output tokens first, and the enlarged embedding (P, C / 8, 4h, 4w)."""
             m = self.mask
             sparse = self.sparse(point_coords, point_labels)
             empty = self.prompt.no_mask_embed.weight.reshape(1, -1, 1, 1)

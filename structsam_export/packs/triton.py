@@ -27,8 +27,14 @@ if TYPE_CHECKING:
 
 ENGINES = {"tensorrt": "model.plan", "openvino": "model.xml"}  # backends that run engines, and Triton's name for them
 # What the Python models run of this package; in a repository it is a package of its own.
-RUNTIME = ("errors.py", "runtime/transforms.py", "runtime/images.py", "runtime/prompts.py", "runtime/features.py",
-    "runtime/decoding.py")
+RUNTIME = (
+    "errors.py",
+    "runtime/transforms.py",
+    "runtime/images.py",
+    "runtime/prompts.py",
+    "runtime/features.py",
+    "runtime/decoding.py",
+)
 COPY = "structsam_runtime"
 
 

@@ -20,7 +20,8 @@ class EmbeddedImage:
     Args:
         model: what embedded it.
         original_size, input_size: (height, width) of the photo, and resized in the encoder's square.
-        features: float32, the embedding (1, C, h, w) or several tensors (`runtime.features`); None where the encoder takes prompts, too, as no embedding is the photo's alone.
+        features: float32, the embedding (1, C, h, w) or several tensors (`runtime.features`);
+            None where the encoder takes prompts, too, as no embedding is the photo's alone.
         prepared: float32 (1, 3, S, S), only where the encoder takes prompts.
     """
 

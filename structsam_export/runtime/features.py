@@ -7,11 +7,10 @@ SAM's encoder gives `image_embeddings` (B, C, h, w), and that array is its featu
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Union
 
 import numpy as np
 
-Features = Union[np.ndarray, Mapping[str, np.ndarray]]
+Features = np.ndarray | Mapping[str, np.ndarray]
 
 EMBEDDING, EARLY = "image_embeddings", "interm_embeddings"
 # Every tensor that an encoder may hand to its decoder; what else a graph gives are decisions.

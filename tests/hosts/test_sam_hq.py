@@ -248,4 +248,6 @@ def test_packs_refuse_what_their_programs_cannot_carry(export, pack):
     cls, source = pack_class(pack), Source.read(export[1])
     made = cls({name: option.choices[0] for name, option in cls.OPTIONS.items()})
     # Of the size that the program takes, so that nothing else is refused.
-    assert "interm_embeddings besides" in made.refusal(replace(source, geometry=replace(source.geometry, image_size=1024)))
+    assert "interm_embeddings besides" in made.refusal(
+        replace(source, geometry=replace(source.geometry, image_size=1024))
+    )
