@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 from structsam_export.geometry import GEOMETRIES
@@ -60,7 +61,8 @@ def by_host() -> list[dict[str, Any]]:
     """
     rows = []
     for key, place in HOSTS.items():
-        host = load(place)()
+        module, symbol = place.split(":")
+        host = getattr(import_module(module), symbol)()
         for name in METHODS:
             why = None if name == "none" else host.refusal(name)
             state = "refused" if why else "supported" if name in REPORTED.get(key, ()) else "ours"

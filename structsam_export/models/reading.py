@@ -77,7 +77,7 @@ def read_architecture(state: Mapping[str, Tensor], stated: Stated, path: Path) -
             f"The architecture of {path} cannot be read from its weights: {error}. If it is one that --model names, "
             "pass that."
         ) from None
-    return Architecture(encoder, decoder, qkv_bias, positions, stated.encoder_eps, stated.decoder_eps, stages)
+    return Architecture(encoder, decoder, qkv_bias, positions, stated.encoder_eps, stated.decoder_eps, stages=stages)
 
 
 def _encoder(state: Mapping[str, Tensor], stated: Stated) -> tuple[EncoderGeometry, bool, bool]:
