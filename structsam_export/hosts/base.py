@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from structsam_export.geometry import EncoderGeometry
     from structsam_export.views import BlockView
 
-# (features of one image (`runtime.features`), coords (P, 2, 2), labels (P, 2)) -> low-resolution logits (P, 4h, 4w), all
-# float32 but labels
+# (features of one image (`runtime.features`), coords (P, 2, 2), labels (P, 2)) -> low-resolution logits (P, 4h, 4w),
+# all float32 but labels
 Decode = Callable[[Any, "np.ndarray", "np.ndarray"], "np.ndarray"]
 
 
