@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 from structsam_export.geometry import GEOMETRIES
+from structsam_export.hosts import HOSTS
 from structsam_export.macs import paper_macs, scheduled_macs
 from structsam_export.methods import METHODS, PROMPT_AWARE, load, method_class
 
@@ -43,6 +45,42 @@ def catalogue() -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+# Methods whose own papers report on a host; elsewhere they are ours to carry over.
+REPORTED = {
+    "ImageEncoderViT": ("none", "structsam", "gradtome", "sparsesam", "cubist"),
+    "HQImageEncoder": ("none", "sparsesam"),
+    "TinyViT": ("none",),
+}
+
+
+def by_host() -> list[dict[str, Any]]:
+    """Every method on every host: `state` is "supported" (its paper reports on this host), "ours" (carried over by
+    us, or one that a paper compares itself with) or "refused"; then `why` is the host's reason.
+    """
+    rows = []
+    for key, place in HOSTS.items():
+        module, symbol = place.split(":")
+        host = getattr(import_module(module), symbol)()
+        for name in METHODS:
+            why = None if name == "none" else host.refusal(name)
+            state = "refused" if why else "supported" if name in REPORTED.get(key, ()) else "ours"
+            rows.append({"host": key, "family": place.rpartition(":")[2], "method": name, "state": state, "why": why})
+    return rows
+
+
+def host_table(rows: Sequence[dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """`by_host` as a table: its columns, and one row for each method."""
+    hosts = list(dict.fromkeys(row["family"] for row in rows))
+    states = {(row["method"], row["family"]): row["state"] for row in rows}
+    methods = dict.fromkeys(row["method"] for row in rows)
+    return ("method", *hosts), [(name, *(states[name, host] for host in hosts)) for name in methods]
+
+
+def refusals(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Why methods are refused, one line for each host and reason."""
+    return list(dict.fromkeys(f"{row['family']}: {row['why']}" for row in rows if row["why"]))
 
 
 def table_rows(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:

@@ -195,8 +195,7 @@ def inputs_of(folder: ExportFolder) -> Inputs:
     from structsam_export.geometry import EncoderGeometry
     from structsam_export.validate.stages import Inputs
 
-    config, model = folder.config, folder.manifest.model
-    geometry = EncoderGeometry.from_dict(folder.geometry)
+    config, model, geometry = folder.config, folder.manifest.model, EncoderGeometry.from_dict(folder.geometry)
     photos = photos_for(config, geometry)
     return Inputs.of(photos, geometry.image_size, model["preprocessing"], prompt_aware=config.prompt_aware)
 
@@ -221,9 +220,8 @@ def build_stage(
     config = folder.config
     if chosen is None:
         if config.buildable:
-            console().print(
-                "[yellow]No engine built[/yellow]: no backend. Run structsam-export doctor for what to install."
-            )
+            why = "no backend. Run structsam-export doctor for what to install."
+            console().print(f"[yellow]No engine built[/yellow]: {why}")
         return
     if not config.buildable_by(chosen.NAME):
         raise UsageError(

@@ -60,6 +60,22 @@ def test_methods_json_lists_the_registry(command):
     assert [row["name"] for row in json.loads(out)] == list(METHODS)
 
 
+def test_methods_are_shown_against_hosts(command):
+    """A host's own answer, and every pair once."""
+    from structsam_export.hosts import HOSTS
+    from structsam_export.hosts.tiny_vit import TinyViT
+
+    _, out, _ = command("methods", "--json")
+    rows = {row["name"]: {host["host"]: host for host in row["hosts"]} for row in json.loads(out)}
+    assert all(set(hosts) == set(HOSTS) for hosts in rows.values())
+    assert rows["tome"]["TinyViT"] == {"host": "TinyViT", "state": "refused", "why": TinyViT().refusal("tome")}
+    assert rows["none"]["TinyViT"]["state"] == "supported"
+    assert rows["sparsesam"]["HQImageEncoder"]["state"] == "supported"
+    assert rows["tome"]["HQImageEncoder"] == {"host": "HQImageEncoder", "state": "ours", "why": None}
+    _, out, _ = command("methods")
+    assert "Refused by TinyViT: TinyViT has a convolution" in " ".join(out.split())
+
+
 def test_doctor_names_every_backend(command):
     code, out, _ = command("doctor", "--json")
     facts = json.loads(out)

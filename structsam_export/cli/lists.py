@@ -15,18 +15,25 @@ def methods(as_json: bool) -> None:
     """List the methods of merging.
 
     With their variants and largest rates, the MACs they save on ViT-B at rate 0.5, what they protect, and sources.
+    Then which model families they run in: supported (their papers report on it), ours (carried over), or refused.
 
     \b
     Example:
       structsam-export methods
     """
-    from structsam_export.catalogue import COLUMNS, catalogue, table_rows
+    from structsam_export.catalogue import COLUMNS, by_host, catalogue, host_table, refusals, table_rows
 
-    rows = catalogue()
+    rows, hosts = catalogue(), by_host()
     if as_json:
+        shown = ("host", "state", "why")
+        for row in rows:
+            row["hosts"] = [{key: h[key] for key in shown} for h in hosts if h["method"] == row["name"]]
         print_json(rows)
         return
     print_table(COLUMNS, table_rows(rows))
+    print_table(*host_table(hosts))
+    for why in refusals(hosts):
+        echo(f"Refused by {why}")
 
 
 @click.command(cls=Command)

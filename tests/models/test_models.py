@@ -40,7 +40,8 @@ def vit_b(tmp_path_factory):
 
 
 def test_registry():
-    assert list(MODELS) == ["demo", "demo-1024", "vit_b", "vit_l", "vit_h", "medsam"]
+    hq = [f"sam_hq_vit_{size}" for size in "blh"]
+    assert list(MODELS) == ["demo", "demo-1024", "vit_b", "vit_l", "vit_h", "medsam", *hq]
     for name, spec in MODELS.items():
         assert spec.name == name
         assert spec.preprocessing == ("medsam" if name == "medsam" else "sam")
