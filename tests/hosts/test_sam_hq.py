@@ -152,7 +152,7 @@ def test_the_decoder_for_export_gives_the_packages_masks(checkpoint, prompt, onl
 
     theirs = published(checkpoint)
     theirs.set_image(photo())
-    arrays = prompt_of_photo(transform_of("sam", 128), photo().shape[:2], **{**NOTHING, **PROMPTS[prompt]})
+    arrays = prompt_of_photo(transform_of("sam", 128), photo().shape[:2], *map(PROMPTS[prompt].get, PARTS))
     batch = prompt_batch(*arrays, (32, 32), with_region=False)
     masks = np.zeros((1, 1, 32, 32), np.float32) if batch.masks is None else batch.masks
     model = load_model("auto", checkpoint).sam
@@ -168,7 +168,7 @@ def test_the_decoder_for_export_gives_the_packages_masks(checkpoint, prompt, onl
         np.testing.assert_allclose(guesses[place], guess[0], atol=1e-5)
 
 
-NOTHING = dict.fromkeys(("point_coords", "point_labels", "box", "mask_input"))
+PARTS = ("point_coords", "point_labels", "box", "mask_input")
 
 
 def test_early_tokens_of_a_smaller_grid_come_back_to_the_image(checkpoint):
