@@ -63,7 +63,10 @@ merge_options = options(
     click.option("--compat", metavar="thesis", help="Reproduce published behaviour: pads as tokens, Sobel sign bug."),
     click.option("--prompt-aware", is_flag=True, help="The encoder also takes a box and protects what it shows."),
     click.option(
-        "--mlp", default="none", show_default=True, help="none, residual-consistency or merge, or by layers: merge:0-3."
+        "--mlp",
+        default="none",
+        show_default=True,
+        help="none, residual-consistency, merge (experimental: costs masks), or by layers: merge:0-3.",
     ),
     click.option("--mlp-density", type=float, help="Share of tokens through the MLP (residual-consistency)."),
 )

@@ -89,7 +89,7 @@ def evaluate(
 
 @click.command(cls=Command)
 @weights_options
-@click.option("--methods", default="all", show_default=True, help="METHOD or METHOD:VARIANT,...; METHOD: all variants.")
+@click.option("--methods", default="all", show_default=True, help="METHOD[:VARIANT][+MLP],...; METHOD: all variants.")
 @click.option("--rates", default="0.25,0.5,0.7", show_default=True, help="Fractions of tokens removed.")
 @click.option("--layers", default="all", show_default=True, help="Sets of blocks: all, last5, global, 0+3+6-8.")
 @dataset_options

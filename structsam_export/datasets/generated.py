@@ -1,4 +1,4 @@
-"""Three hundred scenes drawn on the spot from fixed seeds: enough images to tell methods apart that differ little.
+"""Three hundred scenes drawn on the spot from fixed seeds, for methods that the bundled set cannot tell apart.
 
 Objects are cut out of the bundled composites (exact soft masks) or drawn as lines narrower than a token; backgrounds
 are parts of the bundled photos. A scene depends on its part, its number and the bundled files alone. It is synthetic,
