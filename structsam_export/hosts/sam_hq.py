@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from structsam_export.geometry import EncoderGeometry
 from structsam_export.hosts.base import DecoderExport, unlike
-from structsam_export.hosts.segment_anything import SegmentAnything, decoder_module, read_geometry
+from structsam_export.hosts.segment_anything import SegmentAnything, decoder_module, drawn_masks, read_geometry
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -109,7 +109,7 @@ def hq_decoder_module(sam: Any) -> nn.Module:
             hs, up = self.transformed(image_embeddings, *prompts)
             early = m.compress_vit_feat(interm_embeddings.permute(0, 3, 1, 2))
             fused = m.embedding_maskfeature(up) + (m.embedding_encoder(image_embeddings) + early)
-            masks = self.drawn(hs, up)
+            masks = drawn_masks(m, hs, up)
             hq = (m.hf_mlp(hs[:, m.num_mask_tokens]).unsqueeze(1) @ fused.flatten(2)).reshape(-1, 1, *fused.shape[-2:])
             only = (hq_token_only > 0).reshape(1, 1, 1, 1)
             return torch.where(only, torch.zeros_like(masks), masks) + hq, m.iou_prediction_head(hs[:, 0])

@@ -196,6 +196,27 @@ def read_geometry(encoder: Any) -> EncoderGeometry:
     )
 
 
+def embedded_points(prompt: Any, coords: Tensor, labels: Tensor) -> Tensor:
+    """Points (P, K, 2) and labels (P, K) as a prompt encoder's tokens (P, K, C)."""
+    import torch
+
+    height, width = prompt.input_image_size
+    place = (coords + 0.5) / torch.tensor([width, height], dtype=coords.dtype)
+    place = prompt.pe_layer._pe_encoding(place)
+    table = torch.cat([e.weight for e in (prompt.not_a_point_embed, *prompt.point_embeddings)])
+    kind = torch.nn.functional.embedding(labels + 1, table)
+    return torch.where((labels >= 0).unsqueeze(-1), place, torch.zeros_like(place)) + kind
+
+
+def drawn_masks(decoder: Any, hs: Tensor, up: Tensor) -> Tensor:
+    """SAM's masks (P, M, 4h, 4w) from the transformer's tokens (P, n, C) and the enlarged embedding (P, C / 8, 4h, 4w)."""
+    import torch
+
+    mlps = decoder.output_hypernetworks_mlps
+    hyper = torch.stack([mlp(hs[:, 1 + i]) for i, mlp in enumerate(mlps)], 1)
+    return (hyper @ up.flatten(2)).reshape(-1, len(mlps), *up.shape[-2:])
+
+
 def decoder_module(sam: Any) -> nn.Module:
     """SAM's prompt encoder and mask decoder as one module of tensors; the contract is in `trace.py`.
 
@@ -209,14 +230,6 @@ def decoder_module(sam: Any) -> nn.Module:
             self.prompt, self.mask = sam.prompt_encoder, sam.mask_decoder
             self.register_buffer("image_pe", sam.prompt_encoder.get_dense_pe(), persistent=False)
 
-        def sparse(self, coords: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-            height, width = self.prompt.input_image_size
-            place = (coords + 0.5) / torch.tensor([width, height], dtype=coords.dtype)
-            place = self.prompt.pe_layer._pe_encoding(place)
-            table = torch.cat([e.weight for e in (self.prompt.not_a_point_embed, *self.prompt.point_embeddings)])
-            kind = torch.nn.functional.embedding(labels + 1, table)
-            return torch.where((labels >= 0).unsqueeze(-1), place, torch.zeros_like(place)) + kind
-
         def output_tokens(self) -> torch.Tensor:
             return torch.cat([self.mask.iou_token.weight, self.mask.mask_tokens.weight])
 
@@ -224,7 +237,7 @@ def decoder_module(sam: Any) -> nn.Module:
             """Tokens (P, n, C), the output tokens first; the embedding of four times its side (P, C / 8, 4h, 4w)."""
             image_embeddings, point_coords, point_labels, mask_input, has_mask_input = inputs
             m = self.mask
-            sparse = self.sparse(point_coords, point_labels)
+            sparse = embedded_points(self.prompt, point_coords, point_labels)
             empty = self.prompt.no_mask_embed.weight.reshape(1, -1, 1, 1)
             # Not a product: NaN in a mask input that nobody has filled would pass it.
             dense = torch.where(has_mask_input > 0, self.prompt.mask_downscaling(mask_input), empty)
@@ -235,12 +248,6 @@ def decoder_module(sam: Any) -> nn.Module:
             h, w = image_embeddings.shape[-2:]
             return hs, m.output_upscaling(src.transpose(1, 2).reshape(-1, image_embeddings.shape[1], h, w))
 
-        def drawn(self, hs: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-            """SAM's masks (P, M, 4h, 4w)."""
-            mlps = self.mask.output_hypernetworks_mlps
-            hyper = torch.stack([mlp(hs[:, 1 + i]) for i, mlp in enumerate(mlps)], 1)
-            return (hyper @ up.flatten(2)).reshape(-1, len(mlps), *up.shape[-2:])
-
         def forward(
             self,
             image_embeddings: torch.Tensor,
@@ -250,6 +257,6 @@ def decoder_module(sam: Any) -> nn.Module:
             has_mask_input: torch.Tensor,
         ) -> tuple[torch.Tensor, torch.Tensor]:
             hs, up = self.transformed(image_embeddings, point_coords, point_labels, mask_input, has_mask_input)
-            return self.drawn(hs, up), self.mask.iou_prediction_head(hs[:, 0])
+            return drawn_masks(self.mask, hs, up), self.mask.iou_prediction_head(hs[:, 0])
 
     return Decoder().eval()

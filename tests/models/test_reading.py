@@ -234,7 +234,6 @@ def test_auto_needs_a_checkpoint():
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        (["mask_decoder.hf_token.weight"], "looks like SAM-HQ"),
         (["mask_decoder.hq_token.weight"], "looks like SAM-HQ"),
         (["image_encoder.blocks.0.attn.qkv.linear_a_q.weight"], "looks like SAM with LoRA weights"),
         (["base_model.model.vision_encoder.layers.0.attn.qkv.lora_A.weight"], "looks like SAM with LoRA weights"),
