@@ -205,7 +205,7 @@ def embedded_points(prompt: Any, coords: Tensor, labels: Tensor) -> Tensor:
 
 
 def drawn_masks(decoder: Any, hs: Tensor, up: Tensor) -> Tensor:
-    """SAM's masks (P, M, 4h, 4w) from the transformer's tokens (P, n, C) and the enlarged embedding (P, C / 8, 4h, 4w)."""
+    """SAM's masks (P, M, 4h, 4w) of tokens (P, n, C) and the enlarged embedding (P, C / 8, 4h, 4w)."""
     import torch
 
     mlps = decoder.output_hypernetworks_mlps
