@@ -14,11 +14,11 @@ from shared_traces import traced_encoder
 
 from structsam_export.methods import make_method, method_class
 from structsam_export.patch import patched
-from structsam_export.rewrite import FORMS, RULES, run_in_order
+from structsam_export.rewrite import FORMS, PLUGIN_RULES, RULES, run_in_order
 
 FLOAT, INT = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
 # Those of every form included.
-MODULES = {rule: module for rules in (RULES, *FORMS.values()) for rule, module in rules.items()}
+MODULES = {rule: module for rules in (RULES, *FORMS.values(), PLUGIN_RULES) for rule, module in rules.items()}
 
 
 def node(op, inputs, output, **attributes):

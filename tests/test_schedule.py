@@ -254,6 +254,7 @@ def test_the_grid_shrinks_once_and_for_all_blocks_that_follow():
 # What is kept of a configuration.
 
 EVERY = ExportConfig(
+    plugins="token_merge",
     model="vit_b",
     checkpoint="a.pth",
     preprocessing="medsam",

@@ -141,7 +141,8 @@ def parity(options: Options, model: str, method: str, embeddings: list[np.ndarra
     found: dict[str, Any] = {"finite": True, "photos": len(wanted), **embedding_errors(wanted, embeddings)}
     if not (options.random and model != "demo"):
         decode, inputs = decoder_of(load(options, model)), inputs_of(options, model)
-        ious = mask_ious(*(inputs.masks(decode, side) for side in (wanted, embeddings)))
+        sides = ([{"image_embeddings": e} for e in side] for side in (wanted, embeddings))
+        ious = mask_ious(*(inputs.masks(decode, side) for side in sides))
         found |= {"mask_iou_mean": float(np.mean(ious)), "mask_iou_min": min(ious), "masks": len(ious)}
     return found
 

@@ -28,7 +28,11 @@ class Worker:
 
     def __init__(self, log: Path, *, hide_gpu: bool = False) -> None:
         path = os.pathsep.join([str(SCRIPTS), str(SCRIPTS.parent), os.environ.get("PYTHONPATH", "")])
-        environment = os.environ | {"PYTHONPATH": path} | ({"CUDA_VISIBLE_DEVICES": ""} if hide_gpu else {})
+        environment = (
+            os.environ
+            | {"PYTHONPATH": path}
+            | ({"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1"} if hide_gpu else {})
+        )
         self.log, self.replies = log, queue.Queue[str]()
         with log.open("ab") as errors:
             self.process = subprocess.Popen(

@@ -20,13 +20,13 @@ LARGE = 1 << 20
 TABLES = 5 << 20
 
 
-def detach(model: Any, base: Path, large: int = LARGE) -> list[Any]:
+def detach(model: Any, base: Path, large: int | None = None) -> list[Any]:
     """Turn large external initialisers of an `onnx.ModelProto` into inputs and load the small ones.
 
     Args:
         model: loaded with `load_external_data=False`; changed in place.
         base: folder of the data file.
-        large: bytes from which on a tensor is set aside.
+        large: bytes from which on a tensor is set aside; None: `LARGE`.
 
     Returns:
         The detached `onnx.TensorProto`s, for `attach`.
@@ -34,9 +34,10 @@ def detach(model: Any, base: Path, large: int = LARGE) -> list[Any]:
     import onnx
     from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
+    limit = LARGE if large is None else large
     graph, detached, kept = model.graph, [], []
     for tensor in graph.initializer:
-        if uses_external_data(tensor) and data_bytes(tensor) > large:
+        if uses_external_data(tensor) and data_bytes(tensor) > limit:
             detached.append(tensor)
             graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
             continue

@@ -640,7 +640,7 @@ def test_an_exception_in_a_block_leaves_no_tensor_alive(blocks, mlp):
 
 def tensors_in(memory):
     """All tensors that blocks left for later ones, those of plans included."""
-    values = list(memory.values())
+    values = [getattr(value, "__self__", value) for value in memory.values()]  # of a bound method, its plan
     values += [part for value in values if hasattr(value, "PARTS") for part in vars(value).values()]
     return [value for value in values if isinstance(value, torch.Tensor)]
 

@@ -22,7 +22,17 @@ from structsam_export.methods.base import MergeMethod
 from structsam_export.rewrite import FORMS, RULES, Fired, Rewritten, apply_form, apply_rules, rewrite
 
 PACKAGE = Path(rewriting.__file__).parent
-HELPERS = {"__init__", "index_map", "match", "operators", "results", "softmax_attention", "subgraphs", "weights"}
+HELPERS = {
+    "__init__",
+    "fused_nodes",
+    "index_map",
+    "match",
+    "operators",
+    "results",
+    "softmax_attention",
+    "subgraphs",
+    "weights",
+}
 BATCH, DEPTH, MERGING = 2, 3, (0, 1)  # a windowed layer, a global one, and block 2 left as segment_anything's
 NAMES = [name for name in METHODS if issubclass(method_class(name), MergeMethod)]
 VARIANTS = [(name, variant) for name in NAMES for variant in method_class(name).VARIANTS]

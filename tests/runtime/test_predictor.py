@@ -327,8 +327,8 @@ def test_an_embedding_of_a_prompt_is_made_with_it(eager, photo):
                 wanted = encoder(torch.as_tensor(ours._current.prepared)).numpy()
             seen = []
             decode = ours.model.decode
-            ours.model.decode = lambda embedding, *more, seen=seen, decode=decode: (
-                seen.append(embedding) or decode(embedding, *more)
+            ours.model.decode = lambda embedding, *more, seen=seen, decode=decode, **named: (
+                seen.append(embedding) or decode(embedding, *more, **named)
             )
             ours.predict(**prompt)
             ours.model.decode = decode

@@ -53,7 +53,7 @@ def test_masks_have_the_size_of_the_photo():
         asked.append((embedding.shape, coords.tolist(), labels.tolist()))
         return np.where(np.arange(16) < 8, 1.0, -1.0).astype(np.float32)[None, None].repeat(16, 1)
 
-    (masks,) = inputs.masks(decode, [np.zeros((3, 2, 4, 4), np.float32)])
+    (masks,) = inputs.masks(decode, [{"image_embeddings": np.zeros((3, 2, 4, 4), np.float32)}])
     assert asked == [((1, 2, 4, 4), [[[16, 8], [48, 24]]], [[2, 3]])]
     assert masks.shape == (1, 20, 40) and masks[0, :, :19].all() and not masks[0, :, 21:].any()
 
