@@ -110,7 +110,7 @@ def test_scripts_pass_shellcheck_and_name_the_version(target, kit):
 @pytest.mark.slow
 @pytest.mark.parametrize("target", [name for name, target in TARGETS.items() if not target.attention])
 def test_the_kit_s_graphs_build_with_tensorrt_rtx(target, make_export, tmp_path):
-    """A proxy: TensorRT itself is not here. TensorRT-RTX 1.7.1 has no kernel for FP32 Attention operators like these."""
+    """A proxy: TensorRT itself is not here. TensorRT-RTX 1.7.1 has no kernel for such Attention operators in FP32."""
     rtx = backend("tensorrt-rtx")
     rtx.check_build()
     export = make_export("merged")
