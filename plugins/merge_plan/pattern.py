@@ -1,6 +1,15 @@
 """Where a graph computes MergePlan: the two tensors of a decision, from the energies that its TopK ranks."""
 
-from structsam_export.rewrite.fused_nodes import calls_of, found, insert, metadata, plans, same_numbers, square_windows
+from structsam_export.rewrite.fused_nodes import (
+    calls_of,
+    found,
+    metadata,
+    plans,
+    put_in,
+    same_numbers,
+    square_windows,
+    upstream,
+)
 from structsam_export.rewrite.match import static_shape
 
 NAME = "merge_plan"
@@ -18,6 +27,7 @@ MOVES = (
     "Squeeze",
     "Slice",
 )
+replace_with_plugin = put_in
 
 
 def get_plugin_metadata():
@@ -61,19 +71,9 @@ def ranked(pos):
         seen.add(id(tensor))
         node = tensor.inputs[0]
         if node.op == "TopK":
-            return of_grid(node.inputs[0])
+            return upstream(node.inputs[0], MOVES)  # no movement made the grid's three axes
         waiting += [t for t in node.inputs if not hasattr(t, "values")]
     return None
-
-
-def of_grid(tensor):
-    """Backwards from the ranks of cells to the first tensor of the grid's three axes that no movement made."""
-    while tensor.inputs and tensor.inputs[0].op in MOVES:
-        computed = [t for t in tensor.inputs[0].inputs if not hasattr(t, "values")]
-        if not computed:
-            return None
-        tensor = computed[0]
-    return tensor
 
 
 def energies(shape):
@@ -81,9 +81,3 @@ def energies(shape):
     import numpy as np
 
     return np.random.default_rng(0).permutation(int(np.prod(shape))).reshape(shape) / np.prod(shape) + 0.5
-
-
-def replace_with_plugin(graph, input_tensors, output_tensors, attrs, op):
-    insert(graph, op, input_tensors, output_tensors, attrs)
-    graph.cleanup().toposort()
-    return True

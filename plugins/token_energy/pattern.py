@@ -1,10 +1,11 @@
 """Where a graph computes TokenEnergy: a norm over the channels of a grouped 3x3 convolution of tokens' head means."""
 
-from structsam_export.rewrite.fused_nodes import found, insert, metadata, same_numbers, upstream
+from structsam_export.rewrite.fused_nodes import found, metadata, put_in, random, same_numbers, upstream
 from structsam_export.rewrite.match import producer, static_shape
 
 NAME = "token_energy"
 MOVES = ("Reshape", "Transpose", "Pad", "ReduceMean")
+replace_with_plugin = put_in
 
 
 def get_plugin_metadata():
@@ -26,6 +27,8 @@ def energy_at(graph, norm):
     if conv is None or len(readers) != 1 or readers[0].op != "Div":
         return None
     energy, y = readers[0].outputs[0], upstream(conv.inputs[0], MOVES)
+    if y is None:
+        return None
     shape, depth = static_shape(y), (static_shape(conv.inputs[0]) or [0, 0])[1]
     if shape is None or len(shape) != 4 or static_shape(energy) != shape[:3] or not depth or shape[3] % depth:
         return None
@@ -34,15 +37,3 @@ def energy_at(graph, norm):
     if not same_numbers(graph, replace_with_plugin, "TokenEnergy", [y], [energy], attrs, feeds):
         return None
     return found("TokenEnergy", [y], [energy], attrs)
-
-
-def random(shape):
-    import numpy as np
-
-    return np.random.default_rng(0).standard_normal(shape, np.float32)
-
-
-def replace_with_plugin(graph, input_tensors, output_tensors, attrs, op):
-    insert(graph, op, input_tensors, output_tensors, attrs)
-    graph.cleanup().toposort()
-    return True

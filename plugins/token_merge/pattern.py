@@ -4,9 +4,10 @@ from structsam_export.rewrite.fused_nodes import (
     between,
     calls_of,
     found,
-    insert,
     metadata,
     plans,
+    put_in,
+    random,
     same_numbers,
     square_windows,
     upstream,
@@ -15,6 +16,7 @@ from structsam_export.rewrite.match import producer, static_shape
 
 NAME = "token_merge"
 MOVES = ("Reshape", "Pad", "Transpose", "Slice", "Concat")
+replace_with_plugin = put_in
 
 
 def get_plugin_metadata():
@@ -37,6 +39,8 @@ def merge_at(graph, concat, positions):
     if single is None or mean is None or len(static_shape(x) or []) != 3:
         return None
     y = upstream(single.inputs[0], MOVES)
+    if y is None:
+        return None
     shape, (calls, n, depth), merged = static_shape(y), static_shape(x), (static_shape(mean.outputs[0]) or [0, 0])[1]
     if shape is None or len(shape) != 4 or shape[3] != depth or not 0 < merged <= n:
         return None
@@ -50,12 +54,6 @@ def merge_at(graph, concat, positions):
         if same_numbers(graph, replace_with_plugin, "TokenMerge", [y, pos], [x], attrs, feeds):
             return found("TokenMerge", [y, pos], [x], attrs)
     return None
-
-
-def random(shape):
-    import numpy as np
-
-    return np.random.default_rng(0).standard_normal(shape, np.float32)
 
 
 def some_plan(calls, window, merged):
@@ -72,9 +70,3 @@ def some_plan(calls, window, merged):
         gone = cells[order[:merged]].ravel()
         plan.append(np.concatenate([np.setdiff1d(np.arange(h * w), gone), into]))
     return np.stack(plan)
-
-
-def replace_with_plugin(graph, input_tensors, output_tensors, attrs, op):
-    insert(graph, op, input_tensors, output_tensors, attrs)
-    graph.cleanup().toposort()
-    return True

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from structsam_export.geometry import EncoderGeometry
-from structsam_export.hosts.base import DecoderExport, unlike
-from structsam_export.hosts.segment_anything import SegmentAnything, decoder_module, drawn_masks, read_geometry
+from structsam_export.hosts.base import DecoderExport
+from structsam_export.hosts.segment_anything import SegmentAnything, decoder_module, drawn_masks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,17 +22,6 @@ class SamHQ(SegmentAnything):
 
     ENCODER: ClassVar[str] = "HQImageEncoder"
     ENCODER_OUTPUTS: ClassVar[tuple[str, ...]] = ("image_embeddings", "interm_embeddings")
-
-    def geometry(self, encoder: nn.Module) -> EncoderGeometry:
-        """Sizes of an encoder.
-
-        Raises:
-            UsageError: another project's class of this name.
-        """
-        try:
-            return read_geometry(encoder)
-        except (AttributeError, IndexError) as error:
-            raise unlike(encoder, SamHQ, error) from error
 
     def decoder(self, model: Any) -> Decode:
         """The package's own decoding, called as its predictor calls it, one prompt after the other."""

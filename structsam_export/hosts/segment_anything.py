@@ -114,7 +114,7 @@ class SegmentAnything:
         try:
             return read_geometry(encoder)
         except (AttributeError, IndexError) as error:
-            raise unlike(encoder, SegmentAnything, error) from error
+            raise unlike(encoder, type(self), error) from error
 
     def blocks(self, encoder: Any) -> Sequence[BlockView]:
         """The encoder's blocks, in order."""

@@ -178,6 +178,22 @@ def insert(graph: gs.Graph, op: str, inputs: list[Any], outputs: list[Any], attr
     return node
 
 
+def put_in(
+    graph: gs.Graph, input_tensors: list[Any], output_tensors: list[Any], attrs: Mapping[str, int], op: str
+) -> bool:
+    """A pattern's `replace_with_plugin` (polygraphy's names), where an operator takes a match's tensors as they are."""
+    insert(graph, op, input_tensors, output_tensors, attrs)
+    graph.cleanup().toposort()
+    return True
+
+
+def random(shape: Sequence[int]) -> np.ndarray:
+    """Values of a tensor to try a part of a graph on."""
+    import numpy as np
+
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
+
+
 def as_int32(graph: gs.Graph, tensor: Any) -> Any:
     """An int64 tensor as int32, by a Cast that all its readers share; any other one as it is."""
     import numpy as np
@@ -234,9 +250,12 @@ def calls_of(grid: Sequence[int], window: tuple[int, int]) -> int:
 
 
 def upstream(tensor: Any, ops: Sequence[str]) -> Any:
-    """The first tensor before this one that no node of `ops` made, along first inputs that are no constants."""
-    while tensor.inputs and tensor.inputs[0].op in ops:
-        tensor = next(t for t in tensor.inputs[0].inputs if not hasattr(t, "values"))
+    """The first tensor before this one that no node of `ops` made, along first inputs that are no constants.
+
+    None: a node of constants alone is on the way.
+    """
+    while tensor is not None and tensor.inputs and tensor.inputs[0].op in ops:
+        tensor = next((t for t in tensor.inputs[0].inputs if not hasattr(t, "values")), None)
     return tensor
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from structsam_export.datasets import Sample
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from structsam_export.job import Job
     from structsam_export.models import LoadedModel
 
+Team = TypeVar("Team")
 # Weights up to this size are copied for every core; a larger model uses all cores for one image.
 SMALL = 100_000_000
 
@@ -60,35 +61,49 @@ def fill(
         BadInputError: an image cannot be used (without `skip_bad`; with it, it is left to `evaluate`).
         KeyboardInterrupt: once every thread has stopped, after at most one more model each.
     """
-    import torch
-
     from structsam_export.eager import own_copy
     from structsam_export.evaluate import Results, facts_of, one_image, why_skipped
 
-    left, facts = deque(samples), facts_of(**names)
+    facts = facts_of(**names)
+    teams = [(predictors_of(jobs, own_copy(loaded)), Results()) for _ in range(workers)]
 
-    def work(models: Sequence[Predictor]) -> int:
-        torch.set_num_threads(1)
-        results = Results()
+    def work(team: tuple[list[Predictor], Results], sample: Sample) -> None:
+        try:
+            one_image(sample, team[0], facts, store, team[1])
+        except Exception as error:
+            why_skipped(error, skip_bad=skip_bad)
+        say(sample.name)
+
+    each_image(samples, teams, work)
+    return sum(results.reused for _, results in teams)
+
+
+def each_image(samples: Sequence[Sample], teams: Sequence[Team], work: Callable[[Team, Sample], None]) -> None:
+    """Call `work(team, sample)` once for every sample, in a thread for each team.
+
+    Several threads have one torch thread each; a single one keeps torch's. The first exception ends all of them, after
+    at most one more image each.
+    """
+    import torch
+
+    left, threads = deque(samples), torch.get_num_threads()
+
+    def run(team: Team) -> None:
+        if len(teams) > 1:
+            torch.set_num_threads(1)
         while left:
             try:
                 sample = left.popleft()
             except IndexError:  # another thread was faster
                 break
-            try:
-                one_image(sample, models, facts, store, results)
-            except Exception as error:
-                why_skipped(error, skip_bad=skip_bad)
-            say(sample.name)
-        return results.reused
+            work(team, sample)
 
-    threads = torch.get_num_threads()
-    teams = [predictors_of(jobs, own_copy(loaded)) for _ in range(workers)]
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(len(teams)) as pool:
         try:
-            futures = [pool.submit(work, team) for team in teams]
+            futures = [pool.submit(run, team) for team in teams]
             wait(futures, return_when=FIRST_EXCEPTION)
         finally:
             left.clear()
             torch.set_num_threads(threads)
-    return sum(future.result() for future in futures)
+    for future in futures:
+        future.result()

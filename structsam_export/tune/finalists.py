@@ -152,8 +152,8 @@ def best(points: Sequence[tuple[search.Point, Table]], cost: float, rank: int = 
 
 def least(points: Sequence[tuple[search.Point, Table]], loss: float) -> tuple[search.Point, Table]:
     """The schedule of least cost at a loss."""
-    fit = [pair for pair in points if pair[0].loss <= loss]
-    return min(fit or points, key=lambda pair: (pair[0].cost, pair[0].loss) if fit else (pair[0].loss, pair[0].cost))
+    point = search.cheapest([point for point, _ in points], loss)
+    return next(pair for pair in points if pair[0] is point)
 
 
 def choose(ratios: Sequence[float], losses: Sequence[float], budget: Any) -> int:

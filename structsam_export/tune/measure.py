@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
@@ -22,6 +21,7 @@ from structsam_export.evaluate.statistics import Interval, intervals
 from structsam_export.evaluate.store import Store, key_of
 from structsam_export.metrics import iou
 from structsam_export.models import LoadedModel
+from structsam_export.sweep.parallel import each_image
 from structsam_export.tune.space import job_of
 
 VERSION = 1  # raise it whenever the same schedule and image would give other figures
@@ -76,32 +76,14 @@ class Measurer:
 
     def fill(self, named: Mapping[str, ExportConfig], samples: Sequence[Sample], say: Callable[[], None]) -> None:
         """Put into the store what it lacks."""
-        import torch
-
-        left, threads = deque(samples), torch.get_num_threads()
         while len(self._copies) < self.workers:
             self._copies.append(own_copy(self.loaded) if self.workers > 1 else self.loaded)
 
-        def work(loaded: LoadedModel) -> None:
-            if self.workers > 1:
-                torch.set_num_threads(1)
-            while left:
-                try:
-                    sample = left.popleft()
-                except IndexError:  # another thread was faster
-                    break
-                self.one_image(sample, named, loaded)
-                say()
+        def work(loaded: LoadedModel, sample: Sample) -> None:
+            self.one_image(sample, named, loaded)
+            say()
 
-        with ThreadPoolExecutor(self.workers) as pool:
-            try:
-                futures = [pool.submit(work, copy) for copy in self._copies]
-                wait(futures, return_when=FIRST_EXCEPTION)
-            finally:
-                left.clear()
-                torch.set_num_threads(threads)
-        for future in futures:
-            future.result()
+        each_image(samples, self._copies, work)
 
     def one_image(self, sample: Sample, named: Mapping[str, ExportConfig], loaded: LoadedModel) -> None:
         """The figures of one image that the store lacks."""

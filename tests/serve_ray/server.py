@@ -3,41 +3,24 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
-from pathlib import Path
 
-import pytest
 import yaml
+from own_environment import python_with
 
-DEFAULT = Path(__file__).parents[2] / ".pytest_cache" / "ray"
 PACKAGES = ("ray[serve]==2.60.0", "onnxruntime>=1.20", "numpy", "pillow")
-SLOWEST = 900  # seconds an installation may take
 READY = 240  # seconds the deployments may take
 
 
 def environment():
-    """Folder of the environment's programs; the test is skipped, with the reason, where it cannot be installed."""
-    place = Path(os.environ.get("STRUCTSAM_RAY", DEFAULT)).absolute()
-    done, python = place / "installed", place / "bin" / "python"
-    if not done.exists() or done.read_text() != repr(PACKAGES):
-        shutil.rmtree(place, ignore_errors=True)
-        for command in (
-            [sys.executable, "-m", "venv", str(place)],
-            [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", *PACKAGES],
-        ):
-            made = subprocess.run(command, capture_output=True, text=True, timeout=SLOWEST)
-            if made.returncode:
-                pytest.skip(f"the environment cannot be installed: {made.stderr.strip().splitlines()[-1]}")
-        done.write_text(repr(PACKAGES))
-    return python.parent
+    """Folder of the environment's programs."""
+    return python_with("ray", PACKAGES).parent
 
 
 def variables(pack):

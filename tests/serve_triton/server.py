@@ -20,11 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from own_environment import python_with
 
-DEFAULT = Path(__file__).parents[2] / ".pytest_cache" / "triton"
 # NumPy 2 makes this server's outputs empty.
 PACKAGES = ("nvidia-pytriton==0.7.0", "numpy<2", "onnxruntime>=1.20", "pillow", "tritonclient[all]>=2.50")
-SLOWEST = 900  # seconds an installation may take
 READY = 240  # seconds the models may take to load and warm up
 CACHE = 64 << 20
 
@@ -52,20 +51,8 @@ class Running:
 
 
 def environment():
-    """Python of the environment, installed; the test is skipped, with the reason, where that is not possible."""
-    place = Path(os.environ.get("STRUCTSAM_TRITON", DEFAULT)).absolute()
-    done, python = place / "installed", place / "bin" / "python"
-    if not done.exists() or done.read_text() != repr(PACKAGES):
-        shutil.rmtree(place, ignore_errors=True)
-        for command in (
-            [sys.executable, "-m", "venv", str(place)],
-            [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", *PACKAGES],
-        ):
-            made = subprocess.run(command, capture_output=True, text=True, timeout=SLOWEST)
-            if made.returncode:
-                pytest.skip(f"the environment cannot be installed: {made.stderr.strip().splitlines()[-1]}")
-        done.write_text(repr(PACKAGES))
-    return python
+    """Python of the environment."""
+    return python_with("triton", PACKAGES)
 
 
 def free_ports(count):
