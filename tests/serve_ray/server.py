@@ -26,7 +26,10 @@ def environment():
 def variables(pack):
     """The environment as the pack's README has it."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("COV_", "RAY_"))}
-    return {**kept, "PYTHONPATH": str(pack), "RAY_USAGE_STATS_ENABLED": "0", "RAY_DISABLE_IMPORT_WARNING": "1"}
+    # On a busy machine Ray's proxy takes longer to start than the 5 s after which Ray starts it anew, for ever.
+    patient = {f"RAY_SERVE_PROXY_{check}_CHECK_TIMEOUT_S": "120" for check in ("READY", "HEALTH")}
+    ray = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DISABLE_IMPORT_WARNING": "1"}
+    return {**kept, **ray, **patient, "PYTHONPATH": str(pack)}
 
 
 def status_of(url, body=None):
