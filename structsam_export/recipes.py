@@ -32,7 +32,12 @@ FORM: dict[Any, Any] = {
         "mlp_density": (float, None),
     },
     "images": {"set": str, "sha256": digest, "selection": int, "held_out": int, "true_masks": bool},
-    "measured": {"macs_ratio": float, "selection": INTERVAL, "held_out": (INTERVAL, None)},
+    "measured": {
+        "macs_ratio": float,
+        "cost": {"of": str, "ratio": float},
+        "selection": INTERVAL,
+        "held_out": (INTERVAL, None),
+    },
 }
 
 

@@ -148,6 +148,7 @@ class Backend(ABC):
     BUILDS: ClassVar[bool] = True  # whether it makes files of its own from ONNX
     FROM_FP32: ClassVar[bool] = False  # whether it builds from the FP32 graph and chooses the precision itself
     TELLS_DECISIONS: ClassVar[bool] = False  # whether `runner(outputs=...)` can read tensors inside an engine
+    FORM: ClassVar[str] = "portable"  # of the FP32 graph that its runtime is given (`rewrite.FORMS`)
     BY_PROFILE: ClassVar[bool] = False  # whether engines take no other dynamic shapes than their profile's
     CONCURRENT: ClassVar[bool] = False  # whether several threads may call `infer` of one runner at once
     RUNNERS: ClassVar[dict[str, BenchRunner]] = {}

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 # Targets -> OpenVINO's capability of a processor that computes in it, what parity calls it.
 PRECISIONS = {"f32": ("FP32", "fp32"), "bf16": ("BF16", "bf16"), "f16": ("FP16", "fp16")}
-FORM = "openvino"
 RT_INFO = ["structsam_export", "precision"]
 
 
@@ -87,6 +86,7 @@ class OpenVINO(Backend):
     NAME: ClassVar[str] = "openvino"
     MODULE: ClassVar[str] = "openvino"
     INSTALL: ClassVar[str] = "pip install 'structsam-export[openvino]'"
+    FORM = "openvino"
     FROM_FP32: ClassVar[bool] = True
     TELLS_DECISIONS: ClassVar[bool] = True
     RUNNERS: ClassVar[dict[str, BenchRunner]] = {
@@ -137,7 +137,7 @@ class OpenVINO(Backend):
         with scratch("structsam-openvino-") as aside, staged_files(folder) as partial:
             # The same numbers, in the shapes that this runtime has kernels for.
             formed = aside / onnx.name
-            apply_form(onnx, formed, FORM)
+            apply_form(onnx, formed, self.FORM)
             model = read(formed)
             model.set_rt_info(target, RT_INFO)
             openvino.save_model(model, str(partial / name), compress_to_fp16=target == "f16")

@@ -15,6 +15,8 @@ from structsam_export.cli.show import check_file, check_picture, print_json, pri
 @weights_options
 @click.option("--max-loss", type=click.FloatRange(0, 1), metavar="MIOU", help="mIoU that may be lost. Default: 0.01.")
 @click.option("--target-macs", type=float, metavar="SHARE", help="Instead: MACs that may be left, as a share.")
+@click.option("--target-latency", type=float, metavar="SHARE", help="Instead: latency that may be left, as a share.")
+@click.option("--runner", metavar="NAME", help="The cost is latency on this (ort-cpu, openvino-f32, ...), not MACs.")
 @click.option("--dataset", metavar="NAME|DIR", help="Images with true masks. Default: bundled.")
 @click.option("--photos", type=click.Path(path_type=Path), metavar="DIR", help="Instead: photos without masks.")
 @click.option("--root", type=click.Path(path_type=Path), metavar="DIR", help="Where data sets are kept.")
@@ -22,6 +24,7 @@ from structsam_export.cli.show import check_file, check_picture, print_json, pri
 @click.option("--methods", default="structsam:cell,algm", show_default=True, help="METHOD or METHOD:VARIANT,...")
 @click.option("--rates", default="0.5,0.75", show_default=True, help="Fractions of tokens to try in every block.")
 @click.option("--mlps", default="merge,residual-consistency", show_default=True, help="MLP policies to try; or none.")
+@click.option("--densities", default="0.25,0.5", show_default=True, help="Shares of residual consistency's tokens.")
 @click.option("--limit", type=click.IntRange(2), metavar="N", help="Only N images of each set.")
 @click.option("--minutes", type=click.FloatRange(0.1), help="Plan the work for so long. Default: 20, quick 5.")
 @click.option("--quick", is_flag=True, help="The first method only, and fewer images a block.")
@@ -34,6 +37,7 @@ from structsam_export.cli.show import check_file, check_picture, print_json, pri
 def tune(
     max_loss: float | None,
     target_macs: float | None,
+    target_latency: float | None,
     plot: Path | None,
     page: Path | None,
     as_json: bool,
@@ -53,9 +57,10 @@ def tune(
     if plot is not None:
         check_picture(plot)
     check_file(page, "--page")
-    loss = 0.01 if max_loss is None and target_macs is None else max_loss
-    menu = command.Menu(**{name: given.pop(name) for name in ("methods", "rates", "mlps", "quick")})
-    report = command.run(command.Budget(loss, target_macs), menu, given.pop("dataset"), given.pop("photos"), **given)
+    targets = (target_macs, target_latency)
+    loss = 0.01 if max_loss is None and targets == (None, None) else max_loss
+    menu = command.Menu(**{name: given.pop(name) for name in ("methods", "rates", "mlps", "densities", "quick")})
+    report = command.run(command.Budget(loss, *targets), menu, given.pop("dataset"), given.pop("photos"), **given)
     if plot is not None:
         show.plot(report, plot)
     if page is not None:

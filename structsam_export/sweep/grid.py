@@ -106,13 +106,13 @@ def variants_of(part: str) -> list[tuple[str, str]]:
     return [(name, own) for own in ([variant] if variant else cls.VARIANTS)]
 
 
-def fraction(part: str) -> float:
-    """A rate between 0 and 1, both excluded."""
+def fraction(part: str, option: str = "rates") -> float:
+    """A fraction of an option, between 0 and 1, both excluded."""
     from structsam_export.methods.rates import number
 
     found = number(part, part)
     if not 0 < found < 1:
-        raise UsageError(f"Rate {part} is no fraction of the tokens. Pass --rates between 0 and 1, such as 0.25,0.5.")
+        raise UsageError(f"{part} is no fraction of the tokens. Pass --{option} between 0 and 1, such as 0.25,0.5.")
     return found
 
 

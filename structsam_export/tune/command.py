@@ -10,7 +10,7 @@ from typing import Any
 
 from structsam_export import recipes
 from structsam_export.config import ExportConfig
-from structsam_export.console import note, progress
+from structsam_export.console import note
 from structsam_export.datasets import Sample
 from structsam_export.errors import BadInputError, UsageError
 from structsam_export.evaluate.store import Store, default_folder
@@ -20,22 +20,24 @@ from structsam_export.models import LoadedModel
 from structsam_export.sweep.grid import fraction, parts, variants_of
 from structsam_export.sweep.parallel import workers_for
 from structsam_export.tune import measure
+from structsam_export.tune.costs import Latency, Macs, check_runner
 from structsam_export.tune.measure import Measurer
-from structsam_export.tune.space import Space, space_of
+from structsam_export.tune.space import KEEP, Space, space_of
 from structsam_export.tune.steps import Budget, Steps, found, planned
 
-SCHEMA = 1
+SCHEMA = 2
 MINUTES, QUICK_MINUTES = 20.0, 5.0
 
 
 @dataclass(frozen=True)
 class Menu:
     """What is tried: methods (`sweep.grid.parse`; a schedule has one, `quick` tries the first only), rates and MLP
-    policies as lists in text."""
+    policies as lists in text; densities are those of residual consistency, one for all blocks of a schedule."""
 
     methods: str = "structsam:cell,algm"
     rates: str = "0.5,0.75"
     mlps: str = "merge,residual-consistency"
+    densities: str = "0.25,0.5"
     quick: bool = False
 
     def bases(self, base: ExportConfig) -> list[ExportConfig]:
@@ -45,8 +47,11 @@ class Menu:
 
     def spaces(self, base: ExportConfig, loaded: LoadedModel) -> list[Space]:
         """What each of them can do in every block of a model."""
-        rates = sorted({fraction(part) for part in parts(self.rates, "rates")})
-        return [space_of(one, rates, policies(self.mlps), loaded) for one in self.bases(base)]
+        rates = fractions(self.rates, "rates")
+        mlps = policies(self.mlps)
+        densities = fractions(self.densities, "densities") if KEEP in mlps else [None]
+        every = [replace(one, mlp_density=density) for one in self.bases(base) for density in densities]
+        return [space_of(one, rates, mlps, loaded) for one in every]
 
 
 def run(
@@ -61,6 +66,7 @@ def run(
     root: Path | None = None,
     prompt: str = "box",
     limit: int | None = None,
+    runner: str | None = None,
     minutes: float | None = None,
     workers: int | None = None,
     output: Path | None = None,
@@ -72,18 +78,20 @@ def run(
         budget, menu: what to keep to, and what to try.
         dataset, photos: images with true masks (a name or a folder), or a folder of photos without; one of them.
         model, checkpoint, preprocessing: as in `ExportConfig`.
+        runner: the cost is the latency on this one of `bench`; None: MACs, or ort-cpu for a target of latency.
         root, prompt, limit, workers, output, force: see `sweep.compare`.
         minutes: the work is planned to fit, by the time of one encoder call; None: 20, or 5 with `menu.quick`.
 
     Returns:
-        The report: `budget`, `model`, `images`, `prompt`, `plan`, `bootstrap`, `sensitivity`, `scale`, `uniform`,
-        `tuned` (rows), `chosen` (of them), `verdict`, `recipe` (path), `output`.
+        The report: `budget`, `cost` (what it is), `model`, `images`, `prompt`, `plan`, `bootstrap`, `sensitivity`,
+        `scale`, `shift`, `uniform`, `tuned` (rows), `chosen` (of them), `verdict`, `recipe` (path), `output`.
 
     Raises:
         UsageError, BadInputError, OutputError: see `sweep.compare`.
         KeyboardInterrupt: with a message that says where finished images are.
     """
     base = ExportConfig(model=model, checkpoint=checkpoint, preprocessing=preprocessing, precision="fp32")
+    runner = checked_runner(budget, runner)
     check(menu, base, dataset, photos, prompt)
     loaded = loaded_for(base)
     samples, name, true = images_of(dataset, photos, root, limit, loaded)
@@ -94,14 +102,16 @@ def run(
         force=force,
     )
     meter = Measurer(loaded, store, prompt, true, workers or workers_for(loaded, len(samples)))
-    with store.kept(), progress() as bar:
-        steps, spaces = Steps(bar, meter), menu.spaces(base, loaded)
+    cost = Macs(loaded) if runner is None else Latency(loaded, runner, store)
+    with store.kept():
+        steps, spaces = Steps(meter, cost), menu.spaces(base, loaded)
         plan = planned(store, steps, spaces, *both, minutes or (QUICK_MINUTES if menu.quick else MINUTES))
         report = found(steps, spaces, *both, budget, plan)
     images = {"set": name, "sha256": digest_of(samples), "true_masks": true}
     images |= {"selection": len(both[0]), "held_out": len(both[1])}
     about = {"name": base.model_name, "weights": loaded.sha256, "preprocessing": loaded.spec.preprocessing}
-    facts = {"schema": SCHEMA, "budget": vars(budget), "model": about, "images": images, "prompt": prompt}
+    facts = {"schema": SCHEMA, "budget": vars(budget), "cost": cost.title, "model": about, "images": images}
+    facts["prompt"] = prompt
     return written({**facts, **report}, store)
 
 
@@ -118,11 +128,31 @@ def check(menu: Menu, base: ExportConfig, dataset: str | None, photos: Path | No
     if dataset is not None and photos is not None:
         raise UsageError("Pass --dataset or --photos, not both.")
     policies(menu.mlps)
-    for part in parts(menu.rates, "rates"):
-        fraction(part)
+    for option in ("rates", "densities"):
+        fractions(getattr(menu, option), option)
     for one in menu.bases(base):
         if method_class(one.method).first_layer is not Method.first_layer:
             raise UsageError(f"'{one.method}' changes the grid of all blocks behind it. Leave it out of --methods.")
+
+
+def fractions(text: str, option: str) -> list[float]:
+    """The fractions of an option, smallest first."""
+    return sorted({fraction(part, option) for part in parts(text, option)})
+
+
+def checked_runner(budget: Budget, runner: str | None) -> str | None:
+    """What latency is measured on; None: the cost is MACs.
+
+    Raises:
+        UsageError, MissingRuntimeError: one that cannot be used.
+    """
+    if budget.macs is not None and runner is not None:
+        raise UsageError("--target-macs counts, --runner measures. Pass --target-latency, or leave --runner away.")
+    if budget.latency is not None and runner is None:
+        runner = "ort-cpu"
+    if runner is not None:
+        check_runner(runner)
+    return runner
 
 
 def halved(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
@@ -143,6 +173,7 @@ def written(report: dict[str, Any], store: Store) -> dict[str, Any]:
     """The report with its places, once it and the recipe are written."""
     chosen = report["tuned"][report["chosen"]]
     figures = {name: chosen[name] for name in ("macs_ratio", "selection", "held_out")}
+    figures |= {"cost": {"of": report["cost"], "ratio": chosen["cost"]}}
     made = recipes.recipe_of(ExportConfig(**chosen["schedule"]), report["model"], report["images"], figures)
     recipes.write(store.folder / "recipe.json", made)
     report = {**report, "recipe": str(store.folder / "recipe.json"), "output": str(store.folder)}

@@ -11,9 +11,8 @@ import numpy as np
 from structsam_export.config import ExportConfig
 from structsam_export.datasets import Sample
 from structsam_export.evaluate.statistics import Interval
-from structsam_export.geometry import EncoderGeometry
 from structsam_export.tune import measure, search
-from structsam_export.tune.space import DENSE, KEEP, Choice, Space, macs_ratio
+from structsam_export.tune.space import DENSE, KEEP, Choice, Space
 
 
 @dataclass
@@ -23,7 +22,7 @@ class Table:
     Args:
         space: the options.
         losses: mIoU lost, by block and option, drawn towards what the disagreement with the unpatched model tells.
-        costs: MACs as a difference to the unpatched model's, as a share of them (negative: saved).
+        costs: what an option adds to the cost, as a share of the unpatched model's (negative: saves).
         measured: mean mIoU lost as measured, and `disagreement`, by block and option.
     """
 
@@ -32,12 +31,12 @@ class Table:
     costs: list[list[float]]
     measured: list[list[float]]
     disagreement: list[list[float]]
-    _made: dict[ExportConfig, float] = field(default_factory=dict)
+    _made: dict[ExportConfig, search.Point] = field(default_factory=dict)
 
     def config(self, point: search.Point) -> ExportConfig:
         """The configuration of a point of the search."""
         made = self.space.config([options[i] for options, i in zip(self.space.options, point.picks)])
-        self._made[made] = point.loss
+        self._made[made] = point
         return made
 
     def front(self) -> list[search.Point]:
@@ -48,14 +47,15 @@ class Table:
         """Whether the configuration was made of a point of this table."""
         return config in self._made
 
-    def loss_of(self, config: ExportConfig) -> float:
-        """Predicted loss of such a configuration, before it is scaled."""
+    def point(self, config: ExportConfig) -> search.Point:
+        """That point: predicted loss, before it is scaled, and cost, before it is shifted."""
         return self._made[config]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, one entry a block and option."""
         return {
             "method": self.space.method,
+            "density": self.space.base.mlp_density,
             "blocks": [
                 [
                     {
@@ -64,7 +64,7 @@ class Table:
                         "loss": self.measured[b][i],
                         "expected": self.losses[b][i],
                         "disagreement": self.disagreement[b][i],
-                        "macs": self.costs[b][i],
+                        "cost": self.costs[b][i],
                     }
                     for i, choice in enumerate(options)
                 ]
@@ -78,9 +78,9 @@ def predicted(
     alone: Mapping[tuple[int, Choice], ExportConfig],
     values: Mapping[ExportConfig, tuple[np.ndarray, np.ndarray]],
     samples: Sequence[Sample],
-    geometry: EncoderGeometry,
+    costs: list[list[float]],
 ) -> Table:
-    """Losses and costs of all options from what each did alone.
+    """Losses of all options from what each did alone, beside their costs.
 
     A difference of a thousandth is within the noise of a few images, and the disagreement with the unpatched model is
     not: a loss is drawn towards `slope` x disagreement, the more the larger its standard error. Losses below 0 count
@@ -90,7 +90,7 @@ def predicted(
         space, alone: the options, and the configuration of each that was tried.
         values: loss and disagreement of each configuration, by image.
         samples: those images.
-        geometry: the encoder.
+        costs: of all options (`costs.Cost.table`).
     """
     keys = list(alone)
     loss, error = measure.errors(np.stack([values[alone[key]][0] for key in keys]), samples)
@@ -113,27 +113,24 @@ def predicted(
         return (pair[0][0] + pair[1][0], pair[0][1] + pair[1][1], pair[0][2] + pair[1][2])
 
     every = [[figures(block, choice) for choice in options] for block, options in enumerate(space.options)]
-    costs = [
-        [macs_ratio(space.single(block, choice), geometry) - 1 if choice != DENSE else 0.0 for choice in options]
-        for block, options in enumerate(space.options)
-    ]
     measured, losses, disagreement = ([[f[k] for f in row] for row in every] for k in range(3))
     return Table(space, losses, costs, measured, disagreement)
 
 
-def finalists_of(tables: Sequence[Table], budget: Any, scale: float, count: int) -> list[ExportConfig]:
+def finalists_of(tables: Sequence[Table], budget: Any, scale: float, shift: float, count: int) -> list[ExportConfig]:
     """Schedules to evaluate for real, around the budget and along the front of all tables.
 
     Args:
         tables: one a method.
         budget: `command.Budget`.
         scale: real losses as a multiple of predicted ones.
+        shift: real costs less predicted ones.
         count: how many, at most.
     """
     points = [(point, table) for table in tables for point in table.front()]
     points.sort(key=lambda pair: (pair[0].cost, pair[0].loss))
-    if budget.macs is not None:
-        wanted = [budget.macs - 1 + step for step in (0.0, 0.0, -0.02, 0.02, -0.05)]
+    if budget.cost is not None:
+        wanted = [budget.cost - 1 - shift + step for step in (0.0, 0.0, -0.02, 0.02, -0.05)]
         near = [best(points, cost, rank) for rank, cost in enumerate(wanted[:2])] + [
             best(points, c) for c in wanted[2:]
         ]
@@ -159,23 +156,24 @@ def least(points: Sequence[tuple[search.Point, Table]], loss: float) -> tuple[se
 def choose(ratios: Sequence[float], losses: Sequence[float], budget: Any) -> int:
     """The finalist to take, by what they lose on the selection half: its number.
 
-    Of those within the budget the one that costs (`max_loss`) or loses (`target_macs`) least; if none is within, the
+    Of those within the budget the one that costs (of a loss) or loses (of a cost) least; if none is within, the
     one that comes nearest.
     """
     order = range(len(ratios))
-    if budget.macs is not None:
-        fit = [i for i in order if ratios[i] <= budget.macs + 5e-4]
+    if budget.cost is not None:
+        fit = [i for i in order if ratios[i] <= budget.cost + budget.slack]
         return min(fit, key=lambda i: losses[i]) if fit else min(order, key=lambda i: ratios[i])
     fit = [i for i in order if losses[i] <= budget.loss]
     return min(fit, key=lambda i: ratios[i]) if fit else min(order, key=lambda i: losses[i])
 
 
-def row_of(config: ExportConfig, ratio: float, selection: Interval, held: Interval) -> dict[str, Any]:
-    """One schedule of a report."""
+def row_of(config: ExportConfig, cost: float, macs: float, selection: Interval, held: Interval) -> dict[str, Any]:
+    """One schedule of a report; `cost` and `macs` as shares of the unpatched model's."""
     return {
         "schedule": measure.plain(config),
         "name": name_of(config),
-        "macs_ratio": ratio,
+        "cost": cost,
+        "macs_ratio": macs,
         "selection": selection,
         "held_out": held,
     }
@@ -198,12 +196,13 @@ def verdict_of(
     others: np.ndarray,
     held: Sequence[Sample],
     budget: Any,
+    title: str,
 ) -> dict[str, Any]:
     """Whether the chosen schedule keeps to its budget on the held-out half, and whether it beats a uniform one there.
 
-    It is compared with the uniform schedule next to it in MACs, paired by image.
+    It is compared with the uniform schedule next to it in cost (`title` says in what), paired by image.
     """
-    near = min(range(len(uniform)), key=lambda i: abs(uniform[i]["macs_ratio"] - chosen["macs_ratio"]))
+    near = min(range(len(uniform)), key=lambda i: abs(uniform[i]["cost"] - chosen["cost"]))
     gain = measure.summary((others[near] - losses)[None], held)[0]
     low, high = gain["low"], gain["high"]
     sure = low is not None and high is not None and not low <= 0 <= high
@@ -211,15 +210,15 @@ def verdict_of(
     from structsam_export.evaluate.command import spread
 
     lines = [
-        f"{chosen['name']}: {1 - chosen['macs_ratio']:.1%} of the MACs saved, mIoU lost {spread(own)} on {len(held)} "
+        f"{chosen['name']}: {1 - chosen['cost']:.1%} of the {title} saved, mIoU lost {spread(own)} on {len(held)} "
         "held-out images.",
-        f"Against {uniform[near]['name']} ({1 - uniform[near]['macs_ratio']:.1%} saved, lost "
+        f"Against {uniform[near]['name']} ({1 - uniform[near]['cost']:.1%} saved, lost "
         f"{spread(uniform[near]['held_out'])}): {spread(gain, '+')} mIoU"
         + ("." if sure else ", no significant difference."),
     ]
     if own["low"] is not None and own["high"] is not None and own["low"] <= 0 <= own["high"]:
         lines.append("Its loss is no significant difference to the unpatched model.")
-    kept = chosen["macs_ratio"] <= budget.macs + 5e-4 if budget.macs is not None else own["mean"] <= budget.loss
+    kept = own["mean"] <= budget.loss if budget.cost is None else chosen["cost"] <= budget.cost + budget.slack
     if not kept:
         lines.append("It does not keep to the budget on held-out images: ask for less, or pass more images.")
     return {"keeps": kept, "against": uniform[near]["name"], "gain": gain, "significant": sure, "lines": lines}

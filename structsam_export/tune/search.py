@@ -7,6 +7,7 @@ taken for one.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -79,3 +80,28 @@ def shrunk(measured: float, error: float, expected: float, spread: float) -> flo
     """
     weight = spread**2 / (spread**2 + error**2) if spread or error else 1.0
     return weight * measured + (1 - weight) * expected
+
+
+def at_random(
+    costs: Sequence[Sequence[float]], wanted: float, width: float, count: int, seed: int = 0
+) -> list[tuple[int, ...]]:
+    """Schedules drawn at random among those of about equal cost, to compare a found one with.
+
+    Args:
+        costs: as in `front`.
+        wanted, width: their costs lie within `wanted` +- `width`.
+        count: how many different ones.
+        seed: of the draw.
+
+    Returns:
+        An option's number for each block, `count` times; fewer where 1000 * count draws did not give so many.
+    """
+    draw = random.Random(seed)
+    found: dict[tuple[int, ...], None] = {}
+    for _ in range(1000 * count):
+        picks = tuple(draw.randrange(len(options)) for options in costs)
+        if abs(sum(options[i] for options, i in zip(costs, picks)) - wanted) <= width:
+            found[picks] = None
+        if len(found) == count:
+            break
+    return list(found)

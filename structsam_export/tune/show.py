@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import base64
 import html
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from structsam_export.evaluate.command import spread
 from structsam_export.files import atomic, scratch
+from structsam_export.tune.space import KEEP
 
 
 def table(report: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Head and rows: uniform schedules and finalists by what they save; * marks the one that was taken."""
-    head = ("schedule", "MACs", "lost, selection half", "lost, held out")
+    head = ("schedule", *dict.fromkeys(("MACs", report["cost"])), "lost, selection half", "lost, held out")
     chosen = report["tuned"][report["chosen"]]
-    rows = sorted([*report["uniform"], *report["tuned"]], key=lambda row: (-row["macs_ratio"], row["name"]))
+    rows = sorted([*report["uniform"], *report["tuned"]], key=lambda row: (-row["cost"], row["name"]))
+    ratios = ("macs_ratio",) if report["cost"] == "MACs" else ("macs_ratio", "cost")
     return head, [
         (
             ("* " if row is chosen else "") + row["name"],
-            f"{row['macs_ratio']:.3f}",
+            *(f"{row[name]:.3f}" for name in ratios),
             spread(row["selection"]),
             spread(row["held_out"]),
         )
@@ -42,7 +45,7 @@ def plot(report: dict[str, Any], target: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    tables = report["sensitivity"]
+    tables = by_method(report["sensitivity"])
     figure, axes = plt.subplots(1, 1 + len(tables), figsize=(6 + 4.5 * len(tables), 4.6))
     pareto(axes[0], report)
     for axis, one in zip(axes[1:], tables):
@@ -63,8 +66,8 @@ def pareto(axis: Any, report: dict[str, Any]) -> None:
         for m, v in methods
     }
     for label, rows in {**lines, "tuned": report["tuned"]}.items():
-        rows = sorted(rows, key=lambda row: row["macs_ratio"])
-        xs, ys = [row["macs_ratio"] for row in rows], [100 * row["held_out"]["mean"] for row in rows]
+        rows = sorted(rows, key=lambda row: row["cost"])
+        xs, ys = [row["cost"] for row in rows], [100 * row["held_out"]["mean"] for row in rows]
         ends = [
             [100 * abs(r["held_out"][k] - r["held_out"]["mean"]) if r["held_out"][k] is not None else 0 for r in rows]
             for k in ("low", "high")
@@ -72,7 +75,7 @@ def pareto(axis: Any, report: dict[str, Any]) -> None:
         axis.errorbar(xs, ys, yerr=ends, marker="o", markersize=4, linewidth=1, elinewidth=0.6, capsize=2, label=label)
     chosen = report["tuned"][report["chosen"]]
     axis.plot(
-        chosen["macs_ratio"],
+        chosen["cost"],
         100 * chosen["held_out"]["mean"],
         "o",
         markersize=12,
@@ -80,30 +83,42 @@ def pareto(axis: Any, report: dict[str, Any]) -> None:
         color="black",
     )
     axis.axhline(0, color="#888", linewidth=0.6)
-    axis.set_xlabel("MACs, ratio to dense")
+    axis.set_xlabel(f"{report['cost']}, ratio to dense")
     axis.set_ylabel("mIoU lost on held-out images, points")
     axis.legend(fontsize=7)
+
+
+def by_method(tables: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One table a method: options of residual consistency of every density in one, each with its density."""
+    found: dict[str, dict[str, Any]] = {}
+    for table in tables:
+        one = found.setdefault(table["method"], {"method": table["method"], "blocks": [[] for _ in table["blocks"]]})
+        for options, more in zip(one["blocks"], table["blocks"]):
+            for option in more:
+                density = f" {table['density']:g}" if option["mlp"] == KEEP else ""
+                labelled = {**option, "label": f"{option['rate']:g} {option['mlp']}{density}".removesuffix(" none")}
+                if labelled["label"] not in [o["label"] for o in options]:
+                    options.append(labelled)
+    return list(found.values())
 
 
 def heat(figure: Any, axis: Any, one: dict[str, Any]) -> None:
     """Blocks x options of one method: measured loss of each alone, in points."""
     import numpy as np
 
-    options = list(dict.fromkeys((o["rate"], o["mlp"]) for block in one["blocks"] for o in block if tried(o)))
+    options = list(dict.fromkeys(o["label"] for block in one["blocks"] for o in block if tried(o)))
     grid = np.full((len(options), len(one["blocks"])), np.nan)
     for column, block in enumerate(one["blocks"]):
         for option in block:
             if tried(option):
-                grid[options.index((option["rate"], option["mlp"])), column] = 100 * option["loss"]
+                grid[options.index(option["label"]), column] = 100 * option["loss"]
     most = max(float(np.nanmax(np.abs(grid))), 1e-6)
     image = axis.imshow(grid, cmap="RdYlGn_r", vmin=-most, vmax=most, aspect="auto")
     for (y, x), value in np.ndenumerate(grid):
         if not np.isnan(value):
             axis.text(x, y, f"{value:.1f}", ha="center", va="center", fontsize=6)
     axis.set_xticks(range(grid.shape[1]))
-    axis.set_yticks(
-        range(len(options)), [f"{rate:g} {'' if mlp == 'none' else mlp}" for rate, mlp in options], fontsize=7
-    )
+    axis.set_yticks(range(len(options)), options, fontsize=7)
     axis.set_xlabel("block")
     axis.set_title(f"{one['method']}: points lost by one block alone", fontsize=8)
     figure.colorbar(image, ax=axis)
@@ -111,9 +126,7 @@ def heat(figure: Any, axis: Any, one: dict[str, Any]) -> None:
 
 def tried(option: dict[str, Any]) -> bool:
     """Whether an option was measured alone: not the dense one, nor a sum of two."""
-    return bool(option["rate"] or option["mlp"] != "none") and not (
-        option["rate"] and option["mlp"] == "residual-consistency"
-    )
+    return bool(option["rate"] or option["mlp"] != "none") and not (option["rate"] and option["mlp"] == KEEP)
 
 
 def write_page(report: dict[str, Any], path: Path) -> None:
@@ -135,8 +148,8 @@ def write_page(report: dict[str, Any], path: Path) -> None:
 img{{max-width:100%}}</style>
 <h1>Tuning of {html.escape(model["name"])}</h1>
 <p>Weights {model["weights"][:12]}; {html.escape(images["set"])}, {images["selection"]} images to choose on,
-{images["held_out"]} held out ({masks}). MACs as the papers count them; brackets hold 95 % bootstrap intervals over
-images.</p>
+{images["held_out"]} held out ({masks}). The cost is {html.escape(report["cost"])}. Brackets hold 95 % bootstrap
+intervals over images.</p>
 {"".join(f"<p>{html.escape(line)}</p>" for line in report["verdict"]["lines"])}
 <img alt="mIoU lost against MACs, and the loss of each block alone" src="data:image/svg+xml;base64,{picture}">
 <table><tr>{"".join(f"<th>{html.escape(c)}</th>" for c in head)}</tr>{cells}</table>

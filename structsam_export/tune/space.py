@@ -39,7 +39,7 @@ DENSE = Choice()
 class Space:
     """One method's choices: `options[i]` lists those of block i, the dense one first.
 
-    `density` is the share of tokens through the MLPs that follow residual consistency, the same in all blocks.
+    `base.mlp_density` is the share of tokens through the MLPs that follow residual consistency, the same in all blocks.
     """
 
     base: ExportConfig

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from structsam_export.config import ExportConfig
+from structsam_export.console import progress
 from structsam_export.datasets import Sample
 from structsam_export.errors import UsageError
 from structsam_export.evaluate.statistics import LEVEL, RESAMPLES, SEED
 from structsam_export.evaluate.store import Store, read
 from structsam_export.methods import method_class
 from structsam_export.tune import measure
+from structsam_export.tune.costs import Cost, Macs
 from structsam_export.tune.finalists import choose, finalists_of, predicted, row_of, verdict_of
 from structsam_export.tune.measure import Measurer
-from structsam_export.tune.space import DENSE, KEEP, Choice, Space, macs_ratio
+from structsam_export.tune.space import DENSE, KEEP, Choice, Space
 
 PLAN = "plan.json"
 UNIFORM = (0.25, 0.5, 0.75)
@@ -29,41 +30,49 @@ FEWEST = 4  # images of the sensitivity
 
 @dataclass(frozen=True)
 class Budget:
-    """What a tuned schedule has to keep to: one of the two is None.
+    """What a tuned schedule has to keep to: a loss or a cost; the other one is None.
 
     Args:
         loss: mIoU that may be lost.
-        macs: share of the unpatched encoder's MACs that may be left.
+        macs, latency: share of the unpatched encoder's MACs or latency that may be left.
     """
 
     loss: float | None = None
     macs: float | None = None
+    latency: float | None = None
 
     def __post_init__(self) -> None:
-        if (self.loss is None) == (self.macs is None):
-            raise UsageError("Pass one of --max-loss and --target-macs.")
-        if self.macs is not None and not 0 < self.macs < 1:
-            raise UsageError(f"--target-macs {self.macs:g} is no share of the MACs. Pass one above 0 and below 1.")
+        if sum(value is not None for value in (self.loss, self.macs, self.latency)) != 1:
+            raise UsageError("Pass one of --max-loss, --target-macs and --target-latency.")
+        for name in ("macs", "latency"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < 1:
+                raise UsageError(f"--target-{name} {value:g} is no share. Pass one above 0 and below 1.")
+
+    @property
+    def cost(self) -> float | None:
+        """The share of the cost that may be left."""
+        return self.macs if self.latency is None else self.latency
+
+    @property
+    def slack(self) -> float:
+        """How far above it counts as within: MACs are rounded, times are measured."""
+        return 5e-4 if self.latency is None else 0.01
 
 
 class Steps:
-    """Measuring with a progress bar."""
+    """Measuring with progress bars: losses by `meter`, and what schedules cost."""
 
-    def __init__(self, bar: Any, meter: Measurer) -> None:
-        self.bar, self.meter = bar, meter
+    def __init__(self, meter: Measurer, cost: Cost) -> None:
+        self.meter, self.cost = meter, cost
 
     def measure(
         self, title: str, configs: Sequence[ExportConfig], samples: Sequence[Sample]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """`Measurer.measure` as one line of the bar."""
-        with self.line(f"{title}, {len(configs)} schedules", len(samples)) as say:
-            return self.meter.measure(configs, samples, say)
-
-    @contextmanager
-    def line(self, title: str, total: int) -> Iterator[Callable[[], None]]:
-        """A line of the bar for the length of the `with` block; yields what advances it."""
-        task = self.bar.add_task(title, total=total)
-        yield lambda: self.bar.advance(task)
+        """`Measurer.measure` with a bar that counts images."""
+        with progress() as bar:
+            task = bar.add_task(f"{title}, {len(configs)} schedules", total=len(samples))
+            return self.meter.measure(configs, samples, lambda: bar.advance(task))
 
 
 def singles(space: Space) -> dict[tuple[int, Choice], ExportConfig]:
@@ -79,10 +88,10 @@ def singles(space: Space) -> dict[tuple[int, Choice], ExportConfig]:
 def uniforms(spaces: Sequence[Space]) -> list[ExportConfig]:
     """What a user would try without tuning: each method at one rate everywhere."""
     return [
-        replace(space.base, rate=rate)
-        for space in spaces
+        replace(base, rate=rate)
+        for base in dict.fromkeys(replace(space.base, mlp_density=None) for space in spaces)
         for rate in UNIFORM
-        if rate <= method_class(space.base.method).VARIANTS[str(space.base.variant)]
+        if rate <= method_class(base.method).VARIANTS[str(base.variant)]
     ]
 
 
@@ -121,49 +130,59 @@ def found(
     plan: dict[str, Any],
 ) -> dict[str, Any]:
     """Sensitivity, search, finalists and held-out figures."""
-    geometry = steps.meter.loaded.geometry
     few = measure.spread(selection, plan["sensitivity"])
     alone = [singles(space) for space in spaces]
     every = list(dict.fromkeys(config for each in alone for config in each.values()))
     values = dict(zip(every, zip(*steps.measure("one block alone", every, few))))
-    tables = [predicted(space, each, values, few, geometry) for space, each in zip(spaces, alone)]
+    tables = [predicted(space, each, values, few, steps.cost.table(space)) for space, each in zip(spaces, alone)]
     common = uniforms(spaces)
     trial = steps.measure("uniform schedules, selection half", common, selection)[0]
     configs: list[ExportConfig] = []
     losses = np.zeros((0, len(selection)))
-    scale = 1.0
-    for turn in range(2):  # what the first finalists really lose corrects the search for the second
-        more = [c for c in finalists_of(tables, budget, scale, plan["finalists"] // 2) if c not in configs]
+    scale, shift = 1.0, 0.0
+    for turn in range(2):  # what the first finalists really lose and cost corrects the search for the second
+        more = [c for c in finalists_of(tables, budget, scale, shift, plan["finalists"] // 2) if c not in configs]
         if more:
             losses = np.vstack([losses, steps.measure(f"finalists {turn + 1}", more, selection)[0]])
             configs += more
-        scale = scale_of(tables, configs, measure.errors(losses, selection)[0])
-    ratios = [macs_ratio(config, geometry) for config in configs]
-    chosen = choose(ratios, list(measure.errors(losses, selection)[0]), budget)
+        guesses = [next(table.point(c) for table in tables if table.knows(c)) for c in configs]
+        scale = scale_of([g.loss for g in guesses], measure.errors(losses, selection)[0])
+        real = steps.cost.ratios(configs)
+        shift = float(np.mean([r - 1 - g.cost for r, g in zip(real, guesses)])) if configs else 0.0
     both = [*common, *configs]
+    ratios = [*steps.cost.ratios(common), *real]
+    chosen = choose(real, list(measure.errors(losses, selection)[0]), budget)
     judged = steps.measure("held-out half", both, held)[0]
     chose = [*measure.summary(trial, selection), *measure.summary(losses, selection)]
-    rows = [row_of(c, macs_ratio(c, geometry), a, b) for c, a, b in zip(both, chose, measure.summary(judged, held))]
+    macs = Macs(steps.meter.loaded).ratios(both)
+    rows = [row_of(*row) for row in zip(both, ratios, macs, chose, measure.summary(judged, held))]
     uniform, tuned = rows[: len(common)], rows[len(common) :]
-    for row, config in zip(tuned, configs):
-        row["predicted"] = next(t.loss_of(config) for t in tables if t.knows(config)) * scale
+    for row, guess in zip(tuned, guesses):
+        row |= {"predicted": guess.loss * scale, "predicted_cost": 1 + guess.cost + shift}
     return {
         "plan": plan,
         "bootstrap": {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED},
         "sensitivity": [table.to_dict() for table in tables],
         "scale": scale,
+        "shift": shift,
         "uniform": uniform,
         "tuned": tuned,
         "chosen": chosen,
         "verdict": verdict_of(
-            tuned[chosen], uniform, judged[len(common) + chosen], judged[: len(common)], held, budget
+            tuned[chosen],
+            uniform,
+            judged[len(common) + chosen],
+            judged[: len(common)],
+            held,
+            budget,
+            steps.cost.title,
         ),
     }
 
 
-def scale_of(tables: Sequence[Any], configs: Sequence[ExportConfig], real: np.ndarray) -> float:
+def scale_of(guesses: Sequence[float], real: np.ndarray) -> float:
     """What the finalists lose, as a multiple of what was predicted: least squares through zero, within bounds."""
-    guess = np.asarray([next(t.loss_of(c) for t in tables if t.knows(c)) for c in configs])
+    guess = np.asarray(guesses)
     if not len(guess) or not float(guess @ guess):
         return 1.0
     return float(np.clip(guess @ real / (guess @ guess), 0.25, 4.0))

@@ -15,7 +15,7 @@ from structsam_export.methods.mlp import MergedMLP, ResidualConsistency
 from structsam_export.schedule import resolve
 from structsam_export.tune.finalists import choose
 from structsam_export.tune.measure import errors, halves, spread
-from structsam_export.tune.search import cheapest, front, safest, shrunk
+from structsam_export.tune.search import at_random, cheapest, front, safest, shrunk
 from structsam_export.tune.space import DENSE, KEEP, MERGE, Choice, Space, ranges
 from structsam_export.tune.steps import Budget
 
@@ -46,6 +46,19 @@ def test_the_optimum_of_every_budget_is_found(seed, blocks):
     for budget in rng.uniform(-0.01, 0.02, 10):
         if fit := [cost for cost, loss in all_of_them if loss <= budget]:
             assert cheapest(points, budget).cost == pytest.approx(min(fit))
+
+
+def test_random_schedules_are_of_equal_cost_and_the_optimum_beats_them_all():
+    rng = np.random.default_rng(1)
+    costs = [[0.0, *(-rng.uniform(0, 0.1, 4)).tolist()] for _ in range(6)]
+    losses = [[0.0, *rng.uniform(0, 0.01, 4).tolist()] for _ in range(6)]
+    drawn = at_random(costs, -0.25, 0.02, 50)
+    assert len(set(drawn)) == 50 and drawn == at_random(costs, -0.25, 0.02, 50) != at_random(costs, -0.25, 0.02, 50, 1)
+    summed = [(sum(map(list.__getitem__, costs, n)), sum(map(list.__getitem__, losses, n))) for n in drawn]
+    assert all(abs(cost + 0.25) <= 0.02 for cost, _ in summed)
+    points = front(costs, losses, 0)
+    assert all(safest(points, cost).loss <= loss + 1e-12 for cost, loss in summed)
+    assert at_random([[0.0, -0.1]], -0.5, 0.01, 3) == []
 
 
 def test_steps_of_cost_lose_little_and_keep_the_front_small():

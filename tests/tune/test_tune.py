@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,11 @@ from structsam_export import recipes
 from structsam_export.config import ExportConfig
 from structsam_export.errors import ArtifactError
 from structsam_export.evaluate import command as evaluation
-from structsam_export.tune import measure
+from structsam_export.evaluate.store import Store
+from structsam_export.job import loaded_for
+from structsam_export.macs import graph_macs
+from structsam_export.tune import costs, measure
+from structsam_export.tune.space import macs_ratio
 
 WORK = ("--model", "tiny", "--methods", "structsam:cell", "--rates", "0.5", "--minutes", "1", "--jobs", "1")
 
@@ -77,6 +82,51 @@ def test_figures_files_and_resuming(run, tiny_model, tmp_path, monkeypatch):
     assert run("--dataset", place, "--target-macs", "0.9", "--output", "two")[0] == 0 and len(calls) == before
 
 
+def test_latency_is_the_cost(run, tmp_path, monkeypatch):
+    """Times that are a closed form of MACs: `tune` finds what it finds for MACs, each kind of block timed once."""
+    asked = []
+
+    def timed(self, configs):
+        asked.extend(configs.values())
+        return {key: macs_ratio(config, self.loaded.geometry) for key, config in configs.items()}
+
+    monkeypatch.setattr(costs.Latency, "timed", timed)
+    place = write_folder(tmp_path / "discs", 4)
+    options = ("--dataset", place, "--densities", "0.5", "--output", "same", "--json")
+    code, out, err = run("--target-latency", "0.9", *options)
+    assert code == 0, err
+    report = json.loads(out)
+    assert report["cost"] == "latency on ort-cpu" and "of the latency on ort-cpu saved" in err
+    for row in report["tuned"]:
+        assert row["predicted_cost"] == pytest.approx(row["cost"], abs=2e-3)
+    assert len(asked) == len(set(asked)) and len([c for c in asked if c.mlp == "none"]) <= 2 + 3 + len(report["tuned"])
+    recipe = recipes.read(tmp_path / "same" / "recipe.json")
+    assert recipe["measured"]["cost"] == {
+        "of": "latency on ort-cpu",
+        "ratio": report["tuned"][report["chosen"]]["cost"],
+    }
+    asked.clear()
+    code, out, err = run("--target-macs", "0.9", *options)
+    assert code == 0 and not asked, err
+    counted = json.loads(out)
+    assert counted["tuned"][counted["chosen"]]["name"] == report["tuned"][report["chosen"]]["name"]
+    assert run("--target-latency", "0.9", *options)[0] == 0 and not asked  # kept
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runner", ["ort-cpu", "openvino-f32"])
+def test_encoders_are_exported_and_timed(tiny_model, tmp_path, runner):
+    """What is timed is the schedule asked for: fewer MACs than the unpatched encoder, and a time of its own."""
+    loaded = loaded_for(ExportConfig(model="tiny", checkpoint=str(tiny_model), precision="fp32"))
+    meter = costs.Latency(loaded, runner, Store(tmp_path / "kept", {}), threads=1)
+    config = ExportConfig(model="tiny", checkpoint=str(tiny_model), rate=0.5, precision="fp32")
+    files = dict(meter.exported({"dense": replace(config, method="none", rate=None), "half": config}, tmp_path))
+    assert graph_macs(files["half"]) < graph_macs(files["dense"])
+    (ratio,) = meter.ratios([config])
+    assert ratio > 0 and meter.ratios([config]) == [ratio]
+    assert meter.ratios([replace(config, method="none", rate=None)]) == [1.0]
+
+
 def test_a_recipe_is_exported_as_it_says(in_process, tiny_model, tmp_path):
     """Exactly its schedule, which the manifest names together with the recipe."""
     recipes.write(tmp_path / "r.json", GOOD)
@@ -105,7 +155,12 @@ def test_photos_without_masks(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("--max-loss", "0.01", "--target-macs", "0.5"), 2, "one of --max-loss and --target-macs"),
+        (("--max-loss", "0.01", "--target-macs", "0.5"), 2, "one of --max-loss, --target-macs"),
+        (("--target-latency", "1.5"), 2, "no share"),
+        (("--target-macs", "0.5", "--runner", "ort-cpu"), 2, "--target-latency"),
+        (("--runner", "ort-cpy"), 2, "Did you mean 'ort-cpu'"),
+        (("--runner", "eager"), 2, "Unknown runner"),
+        (("--densities", "0"), 2, "densities"),
         (("--dataset", "bundled", "--photos", "x"), 2, "not both"),
         (("--mlps", "merged"), 2, "Unknown MLP choice 'merged'"),
         (("--methods", "structsan"), 2, "Did you mean 'structsam'"),
@@ -126,7 +181,12 @@ GOOD = recipes.recipe_of(
     ExportConfig(method="structsam", variant="cell", rate="0.5:0", mlp="merge:0"),
     {"name": "tiny", "weights": "0" * 64, "preprocessing": "sam"},
     {"set": "discs", "sha256": "1" * 64, "selection": 2, "held_out": 2, "true_masks": True},
-    {"macs_ratio": 0.9, "selection": {"mean": 0.0, "low": None, "high": None}, "held_out": None},
+    {
+        "macs_ratio": 0.9,
+        "cost": {"of": "MACs", "ratio": 0.9},
+        "selection": {"mean": 0.0, "low": None, "high": None},
+        "held_out": None,
+    },
 )
 
 
