@@ -173,10 +173,10 @@ def test_sizes():
 def test_a_kernel_that_does_not_compile_does_not_stop_the_others(tmp_path, monkeypatch):
     from build_plugins import build as module
 
-    def broken(launch, sm, version):
+    def broken(launch, sm, version, shared):
         raise RuntimeError("ptxas: no | such thing\nmore")
 
-    monkeypatch.setattr(module, "compiled", broken)
+    monkeypatch.setattr(module, "fitting", broken)
     rows = build(tmp_path, ["merge_plan"], None, [87])
     assert [row["refused"] for row in rows] == ["refused: does not compile: ptxas: no / such thing"] * 2
     assert not any(row["expected"] for row in rows)
