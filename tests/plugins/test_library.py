@@ -168,6 +168,23 @@ def test_tensorrts_own_registry_is_asked(tmp_path, monkeypatch):
     assert asked == [str(tmp_path / "library.so")] * 2
 
 
+def test_packs_for_triton_refuse_engines_with_a_library(tmp_path, monkeypatch):
+    """Triton is given its plugins when it starts, not by a model's folder."""
+    from structsam_export.packs import triton
+
+    engine = tmp_path / "encoder.engine"
+    engine.write_bytes(b"engine")
+    folder = types.SimpleNamespace(verified=lambda name: tmp_path / name)
+    monkeypatch.setattr(triton, "engine", lambda source, backend, part: types.SimpleNamespace(file=engine.name))
+    source, place = types.SimpleNamespace(folder=folder), tmp_path / "model"
+    place.mkdir()
+    triton.write_graph(source, "tensorrt", "encoder", None, place)
+    assert [path.read_bytes() for path in place.iterdir()] == [b"engine"]
+    (tmp_path / "encoder.engine.plugins.zip").write_bytes(b"library")
+    with pytest.raises(UsageError, match="cannot carry"):
+        triton.write_graph(source, "tensorrt", "encoder", None, place)
+
+
 WRONG = {
     "belongs to an engine": ["--backend", "none", "--plugin-library", "x.so"],
     "belong to a --plugin-library": ["--backend", "tensorrt-rtx", "--plugin-kernels", "."],
