@@ -165,7 +165,8 @@ def session(path: Path, backend: str, cuda_graph: bool) -> tuple[Callable[[Tenso
 
     from gpu_suite.package import backend_of
 
-    trt = __import__(backend_of(backend).MODULE)
+    own: Any = backend_of(backend)
+    trt = own.module()
     runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
     engine = runtime.deserialize_cuda_engine(path.read_bytes())
     if engine is None:

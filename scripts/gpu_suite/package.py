@@ -7,6 +7,7 @@ from structsam_export.backends import backend as backend_of
 from structsam_export.backends import plugin_library
 from structsam_export.backends.base import RunOptions
 from structsam_export.backends.onnxruntime import PROVIDERS
+from structsam_export.backends.tensorrt_rtx import library as rtx_library
 from structsam_export.config import ExportConfig
 from structsam_export.eager import decoder_of
 from structsam_export.environment import cpu_name
@@ -53,6 +54,7 @@ __all__ = [
     "plugin_part",
     "resolve",
     "rewrite",
+    "rtx_library",
     "run",
     "sha256_of",
     "trace_encoder",
