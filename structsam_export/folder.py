@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from structsam_export import drafts
-from structsam_export.backends import EnginePair, choose_engines
+from structsam_export.backends import EnginePair, choose_engines, plugin_library
 from structsam_export.backends.base import Engine
 from structsam_export.config import ExportConfig
 from structsam_export.drafts import MANIFEST
@@ -33,8 +33,9 @@ from structsam_export.reading import check_file
 
 # Of an encoder, those that it has.
 OUTPUTS = {"encoder": ("image_embeddings", "interm_embeddings"), "decoder": ("low_res_masks", "iou_predictions")}
-# Files that lie beside another one and are nothing without it: an ONNX file's weights, an OpenVINO model's.
-COMPANIONS = {".onnx": "{name}.data", ".xml": "{stem}.bin"}
+# Files that lie beside another one and are nothing without it: an ONNX file's weights, an OpenVINO model's, the library
+# of an engine's plugins.
+COMPANIONS = {".onnx": "{name}.data", ".xml": "{stem}.bin", ".engine": plugin_library.BESIDE}
 
 
 def raw_name(part: str) -> str:

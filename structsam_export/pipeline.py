@@ -28,7 +28,7 @@ from structsam_export.folder import (
 )
 from structsam_export.fused import chosen as chosen_plugins
 from structsam_export.job import Job, photos_for
-from structsam_export.plugin_builds import plugins_for, tell_plugins, with_plugins
+from structsam_export.plugin_builds import NONE, PluginBuild, tell_plugins
 from structsam_export.reading import content_errors
 from structsam_export.recipes import say_other_weights, with_recipe
 
@@ -201,7 +201,7 @@ def inputs_of(folder: ExportFolder) -> Inputs:
 
 
 def build_stage(
-    folder: ExportFolder, chosen: Backend | None, targets: Sequence[str], plugins: Sequence[str] = ()
+    folder: ExportFolder, chosen: Backend | None, targets: Sequence[str], plugins: PluginBuild = NONE
 ) -> None:
     """Build an encoder and a decoder for every target; engines of other targets stay.
 
@@ -209,7 +209,7 @@ def build_stage(
         folder: with the rewritten graphs.
         chosen: builds; None: nothing is built.
         targets: of the backend.
-        plugins: fused operators to put into the encoder first, beside those that it has.
+        plugins: what to do about fused operators.
 
     Raises:
         UsageError: the graph is written for another runtime.
@@ -228,20 +228,17 @@ def build_stage(
             f"{folder.path} is written for --form {config.form}, which {chosen.NAME} does not build. Export without "
             f"--form {config.form} to build it."
         )
-    geometry = folder.geometry
-    profiles = {"encoder": {}, "decoder": decoder_profile(geometry["image_size"], geometry["patch_size"])}
+    profiles = {"encoder": {}, "decoder": decoder_profile(*(folder.geometry[k] for k in ("image_size", "patch_size")))}
     if not chosen.BUILDS:
         return
-    with folder.changing() as draft:
+    with folder.changing() as draft, plugins.loaded(chosen) as packed:
         for target, (part, profile) in product(targets, profiles.items()):
             fp32 = chosen.FROM_FP32 and part == "encoder"
             source = folder.fp32_encoder() if fp32 else folder.onnx(part)
-            with stage(f"build {part}, {chosen.NAME} {target}"), with_plugins(source, part, plugins) as fused:
+            with stage(f"build {part}, {chosen.NAME} {target}"), plugins.in_graph(source, part) as fused:
                 made = chosen.build(fused, draft.path, part, target, profile)
-            if fused != source:
-                made = replace(made, options={**made.options, "plugins": [*plugins]})
-            draft.add_engine(made)
-            if part == "encoder" and (plugins or chosen_plugins(config.plugins)):
+            draft.add_engine(plugins.noted(made, draft.path, packed))
+            if part == "encoder" and (plugins.names or chosen_plugins(config.plugins)):
                 tell_plugins(made)
         draft.forget([name for name in draft.derived if name in (REPORT, PAGE)])
         draft.record(passed=None, judged={})
@@ -290,8 +287,10 @@ def rewrite_folder(path: Path) -> ExportFolder:
     return folder
 
 
-def build_folder(path: Path, backend_name: str, target: str, plugins: str = "none") -> ExportFolder:
-    """Stage build alone, on a folder that was rewritten; `plugins` as in `ExportConfig`.
+def build_folder(
+    path: Path, backend_name: str, target: str, plugins: str = "none", given: PluginBuild = NONE
+) -> ExportFolder:
+    """Stage build alone, on a folder that was rewritten; `plugins` as in `ExportConfig`, `given` their library.
 
     Raises:
         UsageError: unknown names, or a graph for another runtime.
@@ -300,7 +299,8 @@ def build_folder(path: Path, backend_name: str, target: str, plugins: str = "non
     """
     chosen = choose_backend(backend_name)
     folder = ExportFolder.read(path)
-    build_stage(folder, chosen, chosen.targets(target) if chosen else (), plugins_for(folder, plugins))
+    given = given.of(folder, plugins, chosen)
+    build_stage(folder, chosen, chosen.targets(target) if chosen else (), given)
     return folder
 
 

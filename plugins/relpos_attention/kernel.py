@@ -151,7 +151,7 @@ def launch(
     dtype: str,
     mode: str = "one_hot",
     tile: tuple[int, int] | None = None,
-    warps: int = 4,
+    warps: int | None = None,
 ) -> Launch:
     """Launch for q, k, v (batch, n, heads * dim) of `dtype` in a window of `window` places.
 
@@ -162,11 +162,13 @@ def launch(
         window: rows and columns of places.
         dtype: float16, bfloat16 or float32.
         mode: one of MODES; "aligned" only for n = all places in raster order.
-        tile: queries and keys of a tile.
-        warps: of a program.
+        tile: queries and keys of a tile; None: 64 and 32, in FP32 half the queries, as more would spill.
+        warps: of a program; None: 4, in FP32 8.
     """
     (SH, SW), (D0, D1) = window, head_parts(dim)
-    BM, BN = tile or (64, 32)
+    wide = dtype == "float32"
+    BM, BN = tile or (32 if wide else 64, 32)
+    warps = warps or (8 if wide else 4)
     if mode == "aligned":
         assert n == SH * SW
         BN = power_of_two(SW, 16)

@@ -1,9 +1,11 @@
 """Where a graph computes RelposAttention: attention among tokens at given positions, with the bias inside the products.
 
 Queries are [q | q.R of every line], keys [k | one-hot of their lines] (`patch.attention`). The tables that positions
-pick from say which relative positions they were made of; anything that is no such table is left alone.
+pick from say which relative positions they were made of; anything that is no such table is left alone. Blocks that do
+not merge are in `dense.py`.
 """
 
+from structsam_export.fused import part
 from structsam_export.rewrite.fused_nodes import found, insert, metadata, plans
 from structsam_export.rewrite.match import add, fresh, integers, only_consumer, producer, static_shape
 
@@ -16,12 +18,20 @@ def get_plugin_metadata():
 
 
 def get_matching_subgraphs(graph):
-    """Matches as {"inputs": [q, k, v, pos, tables...], "outputs": [out], "attributes": {"heads": ...}}."""
+    """Matches as {"inputs": [...], "outputs": [out], "attributes": {"heads": ...}}.
+
+    Inputs: q, k, v, pos and tables; where `aligned` is 1: rows of q, k and v, scale and tables.
+    """
     positions = {id(t): t for t in plans(graph, "pos")}
-    matches = []
+    matches, dense = [], part(NAME, "dense")
     for node in graph.nodes:
-        if node.op == "Softmax" and (match := attention_at(graph, node, positions)):
+        if node.op != "Softmax":
+            continue
+        if match := attention_at(graph, node, positions):
             matches.append(match)
+        elif match := dense.attention_at(graph, node):
+            inputs, out, attrs = match
+            matches.append(found("RelposAttention", inputs, [out], attrs))
     return matches
 
 
@@ -129,30 +139,35 @@ def relative(tables, window):
     if table.shape[0] != h * w or table.shape[2] != h + w:
         return None
     place = np.arange(h * w)
-    parts = []
+    axes = []
     for own, size, begin in ((place // w, h, 0), (place % w, w, h)):
         step = own[:, None] - np.arange(size) + size - 1  # (places, lines): which relative position
-        values = table[:, :, begin : begin + size].swapaxes(1, 2)
-        axis = np.zeros((2 * size - 1, table.shape[1]), table.dtype)
-        axis[step] = values
-        if not np.array_equal(axis[step], values):
-            return None
-        parts.append(axis)
-    return np.concatenate(parts).T.copy()
+        axes.append(part(NAME, "dense").axis_of(step, table[:, :, begin : begin + size].swapaxes(1, 2), size))
+    return None if any(axis is None for axis in axes) else np.concatenate(axes).T.copy()
 
 
 def replace_with_plugin(graph, input_tensors, output_tensors, attrs, op):
     import onnx_graphsurgeon as gs
 
+    if attrs["aligned"]:
+        qkv, R, pos = part(NAME, "dense").parts(graph, input_tensors, attrs)
+        return attend(graph, qkv, R, pos, output_tensors[0], attrs, op)
     q, k, v, pos, *tables = input_tensors
-    (out,), (calls, n, heads, depth) = output_tensors, q.shape
     window = attrs["window_h"], attrs["window_w"]
     whole = relative(by_place(tables, window), window)
     if whole is None:
         return False
-    lines = 2 * (window[0] + window[1]) - 2
-    positions = gs.Constant(fresh(graph, f"{out.name}.relative"), whole)
-    rel = add(graph, "MatMul", [q, positions], q, [calls, n, heads, lines])
+    R = gs.Constant(fresh(graph, f"{output_tensors[0].name}.relative"), whole)
+    return attend(graph, (q, k, v), R, pos, output_tensors[0], attrs, op)
+
+
+def attend(graph, qkv, R, pos, out, attrs, op):
+    """Let the operator make `out` of q, k and v (calls, n, heads, d) and relative positions R (d, lines)."""
+    import onnx_graphsurgeon as gs
+
+    q, k, v = qkv
+    calls, n, heads, depth = q.shape
+    rel = add(graph, "MatMul", [q, R], q, [calls, n, heads, R.shape[1]])
     rows = [calls, n, heads * depth]
     flat = [together(graph, t, rows) for t in (q, k, v)]
     y = gs.Variable(fresh(graph, f"{out.name}.attention"), out.dtype, rows)

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from build_plugins.compiling import Compiled, compiled
+from build_plugins.compiling import Compiled, fitting
 from build_plugins.targets import FIRST, SHARED, ptx_version
 
 COLUMNS = ("plugin", "build", "SM", "PTX", "registers", "shared", "spills", "stack", "warps", "stages")
@@ -66,7 +66,7 @@ def build(
                 # After each, so that an interrupted run continues here.
                 others = [row for files, row in before.items() if files not in {row["files"] for row in rows}]
                 write(index, json.dumps([*others, *rows], indent=1) + "\n")
-        write(output / "kernels.md", table(rows))
+        write(output / "kernels.md", matrix(rows) + "\n" + table(rows))
     except OSError as error:
         raise BuildError(f"Cannot write {output}: {error.strerror}. Choose another --output.") from None
     return rows
@@ -103,20 +103,16 @@ def attempt(
         return row | {"refused": f"refused: {reason if sm < first else version}", "expected": True, "key": ""}
     row |= {"ptx": version, "key": key_of(name, launch, sm, version, shared)}
     if before and before.get("key") == row["key"] and "registers" in before:
-        kept = {**before, **row, "compiled": False}
+        kept = {**before, **row, "warps": before["warps"], "compiled": False}
         kept["refused"] = refusal(kept, sm, shared)
         if kept["refused"] or all((output / f"{files}{end}").exists() for end in (".ptx", ".cubin")):
             return kept
-    # Where loads ahead need too much shared memory, the kernel does without.
-    for stages in sorted({launch.stages, 1}, reverse=True):
-        try:
-            made = compiled(launch._replace(stages=stages), sm, version)
-        except Exception as error:  # Triton and ptxas have many; the other kernels go on
-            remove(output, files)
-            return row | {"refused": f"refused: does not compile: {first_line(error)}"}
-        row["stages"] = stages
-        if made.shared <= min(shared, SHARED[sm]) * 1024:
-            break
+    try:
+        made, way = fitting(launch, sm, version, min(shared, SHARED[sm]) * 1024)
+    except Exception as error:  # Triton and ptxas have many; the other kernels go on
+        remove(output, files)
+        return row | {"refused": f"refused: does not compile: {first_line(error)}"}
+    row |= {"stages": way.stages, "warps": way.warps}
     row |= {k: v for k, v in made._asdict().items() if k not in ("ptx", "cubin")} | {"compiled": True}
     row["refused"] = refusal(row, sm, shared)
     if row["refused"]:
@@ -187,3 +183,21 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         ]
         lines.append("| " + " | ".join([*what, *needs]) + " |")
     return "\n".join(lines) + "\n"
+
+
+def matrix(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown: a line for each build and a column for each SM, with what `cell` says; reasons of refusals below."""
+    sms = sorted({row["sm"] for row in rows})
+    lines = ["| plugin | build | " + " | ".join(map(str, sms)) + " |", "|---" * (len(sms) + 2) + "|"]
+    for plugin, title in dict.fromkeys((row["plugin"], row["build"]) for row in rows):
+        of = {row["sm"]: row for row in rows if (row["plugin"], row["build"]) == (plugin, title)}
+        lines.append("| " + " | ".join([plugin, title, *(cell(of[sm]) for sm in sms)]) + " |")
+    reasons = dict.fromkeys(f"SM {row['sm']}, {row['plugin']}: {row['refused']}." for row in rows if row["refused"])
+    return "\n".join([*lines, *(f"\n{reason}" for reason in reasons)]) + "\n"
+
+
+def cell(row: dict[str, Any]) -> str:
+    """Registers of a thread / KB of shared memory / bytes of stack, "s" for a kernel that loads nothing ahead."""
+    if row["refused"]:
+        return "-"
+    return f"{row['registers']} / {row['shared'] / 1024:.0f} / {row['stack']}" + " s" * (row["stages"] == 1)

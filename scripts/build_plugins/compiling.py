@@ -74,6 +74,25 @@ def compiled(launch: Any, sm: int, ptx_version: int) -> Compiled:
     return Compiled(ptx, cubin, entry[1], target[1], *found)
 
 
+def fitting(launch: Any, sm: int, ptx_version: int, shared: int) -> tuple[Compiled, Any]:
+    """Compile a launch in the first way that neither spills nor needs more than `shared` bytes of shared memory.
+
+    As it is; without loading ahead, which takes memory and registers; with twice the warps, which have fewer rows each.
+
+    Returns:
+        What came out, of the last way if none fits, and the launch in that way.
+
+    Raises:
+        RuntimeError: ptxas refuses the kernel.
+    """
+    ways = [launch, launch._replace(stages=1), launch._replace(stages=1, warps=2 * launch.warps)]
+    for way in ways:
+        made = compiled(way, sm, ptx_version)
+        if not made.spills and made.shared <= shared:
+            break
+    return made, way
+
+
 def assembled(ptx: str, target: str, sm: int) -> tuple[bytes, str]:
     """A cubin, and what ptxas said of it."""
     import triton

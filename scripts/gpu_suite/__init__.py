@@ -20,7 +20,8 @@ class Options:
     """What a run was asked for, as plain values: child processes get it as JSON.
 
     `work` is the folder of exports and engines; `checkpoints` maps models to paths; `random`: every model but the
-    bundled one gets random weights; `photos` are run for parity and to calibrate FP16.
+    bundled one gets random weights; `photos` are run for parity and to calibrate FP16. `plugin_library` and
+    `plugin_kernels` are paths for engines with plugins, "" without.
     """
 
     work: str
@@ -32,6 +33,8 @@ class Options:
     photos: int = 3
     runs: int = 100
     dry_run: bool = False
+    plugin_library: str = ""
+    plugin_kernels: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -28,6 +28,8 @@ def arguments(about: str) -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=100, help="timed runs, at least 50; default: %(default)s")
     parser.add_argument("--budget", type=float, default=480, help="seconds for all steps; default: %(default)s")
     parser.add_argument("--work", type=Path, help="keep exports and engines here; default: a temporary folder")
+    parser.add_argument("--plugin-library", default="", metavar="PATH", help="for engines with plugins")
+    parser.add_argument("--plugin-kernels", default="", metavar="DIR", help="of the library (scripts/plugin_kernels)")
     parser.add_argument("--wheels", type=Path, help="install the wheels of this folder first")
     parser.add_argument("--split", action="store_true", help="only cut large wheels of --wheels into parts")
     parser.add_argument("--dry-run", action="store_true", help="all that needs no GPU, small")
@@ -49,7 +51,9 @@ def options_of(given: argparse.Namespace, work: str) -> Options:
         models, methods = ("demo",), (*(m for m in methods if m == "none"), *merging)
     checkpoints = dict(text.split("=", 1) for text in given.checkpoint)
     photos = 1 if given.dry_run else given.photos
-    return Options(work, models, methods, given.rate, given.random, checkpoints, photos, given.runs, given.dry_run)
+    numbers = (photos, given.runs, given.dry_run)
+    plugins = (given.plugin_library, given.plugin_kernels)
+    return Options(work, models, methods, given.rate, given.random, checkpoints, *numbers, *plugins)
 
 
 def main(about: str) -> None:

@@ -77,12 +77,16 @@ def module_versions() -> dict[str, str]:
     """Versions of the modules that can be imported; of one that cannot, why not."""
     from importlib import import_module, util
 
+    from gpu_suite.package import rtx_library
+
     found = {}
     for name in MODULES:
         if util.find_spec(name) is None:
             continue
         try:
-            found[name] = str(import_module(name).__version__)
+            # Not imported any other way than the package's: its parser ends processes that meet plugins otherwise.
+            module = rtx_library() if name == "tensorrt_rtx" else import_module(name)
+            found[name] = str(module.__version__)
         except (ImportError, OSError, AttributeError) as error:  # a library of it may be missing
             found[name] = f"not importable: {error}"
     return found

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpu_suite import DRY_TARGET, NOT_MEASURED, Options
 from gpu_suite.exports import folder_of, inputs_of, parity
+from gpu_suite.fused import ENDING, register
 from gpu_suite.timing import measure, outputs
 
 if TYPE_CHECKING:
@@ -74,10 +75,16 @@ def target(options: Options) -> str:
 
 
 def build(options: dict[str, Any], model: str, method: str, form: str, precision: str, backend: str) -> dict[str, Any]:
-    """Build the engine of one ONNX file."""
+    """Build the engine of one ONNX file.
+
+    Raises:
+        ValueError: no plugin computes anything of a form that has their operators.
+    """
     from gpu_suite.package import atomic, backend_of
 
     given = Options.from_dict(options)
+    if form.endswith(ENDING):
+        register(given, backend)
     folder = folder_of(given, model, method)
     began = time.perf_counter()
     source = folder / f"{form}.{precision}.onnx"
@@ -86,7 +93,12 @@ def build(options: dict[str, Any], model: str, method: str, form: str, precision
     seconds = round(time.perf_counter() - began, 1)
     with atomic(record_of(folder, form, precision, backend)) as partial:
         partial.write_text(json.dumps(engine.to_dict()))
-    return {"file": engine.file, "bytes": engine.bytes, "sm": engine.sm, "build_seconds": seconds}
+    found = {"file": engine.file, "bytes": engine.bytes, "sm": engine.sm, "build_seconds": seconds}
+    if not form.endswith(ENDING):
+        return found
+    if not engine.options.get("plugin_layers"):
+        raise ValueError("no layer of this engine is a plugin")
+    return {**found, "plugin_layers": engine.options["plugin_layers"]}
 
 
 def record_of(folder: Path, form: str, precision: str, backend: str) -> Path:
@@ -120,6 +132,8 @@ def execute(
     given = Options.from_dict(options)
     path = built(folder_of(given, model, method), form, precision, backend)
     images = [torch.as_tensor(ready.tensor) for ready in inputs_of(given, model).prepared]
+    if form.endswith(ENDING):
+        register(given, backend)
     began = time.perf_counter()
     call, memory = session(path, backend, cuda_graph)
     loaded = round(time.perf_counter() - began, 2)
@@ -151,7 +165,8 @@ def session(path: Path, backend: str, cuda_graph: bool) -> tuple[Callable[[Tenso
 
     from gpu_suite.package import backend_of
 
-    trt = __import__(backend_of(backend).MODULE)
+    own: Any = backend_of(backend)
+    trt = own.module()
     runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
     engine = runtime.deserialize_cuda_engine(path.read_bytes())
     if engine is None:

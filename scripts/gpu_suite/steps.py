@@ -8,6 +8,7 @@ from typing import Any
 
 from gpu_suite import Options
 from gpu_suite.exports import forms
+from gpu_suite.fused import fused_form
 from gpu_suite.kernels import ATTENTION, LAYERS
 
 # Seconds a step should need; GPU and compiler differ, so these only keep what cannot end from being begun.
@@ -24,6 +25,7 @@ SECONDS = {
     "onnxruntime": 15.0,
     "onnxruntime-tensorrt": 60.0,
     "kernel": 20.0,
+    "plugins": 5.0,
 }
 # By how much bigger models take longer than ViT-B.
 SIZES = {"demo": 0.6, "vit_l": 3.0, "vit_h": 6.0}
@@ -61,6 +63,7 @@ def plan(options: Options, backends: Sequence[str]) -> list[Step]:
         steps.append(
             Step(f"probe {backend}", "gpu_suite.engines:probe", arguments, (), False, SECONDS["probe"], backend)
         )
+    steps.append(Step("plugin library", "gpu_suite.fused:library", given))
     for model in options.models:
         steps += of_model(options, model, backends)
     steps += kernel_steps(options)
@@ -106,6 +109,7 @@ def of_model(options: Options, model: str, backends: Sequence[str]) -> Iterator[
             for method in options.methods:
                 for form in forms(method):
                     yield from engine_steps(options, model, method, form, precision, backend)
+                yield from fused_steps(options, model, method, precision, backend)
     yield from eager_steps(options, model, ("stock",), ("tf32",))
     yield from eager_steps(options, model, ("sdpa",), ("fp32", "fp16"))
     for method in options.methods:
@@ -118,14 +122,31 @@ def seconds(kind: str, model: str) -> float:
     return SECONDS[kind] * SIZES.get(model, 1.0)
 
 
-def engine_steps(options: Options, model: str, method: str, form: str, precision: str, backend: str) -> Iterator[Step]:
-    """Build one engine; run it, for TensorRT-RTX also as one CUDA graph."""
+def fused_steps(options: Options, model: str, method: str, precision: str, backend: str) -> Iterator[Step]:
+    """The same engine with plugins; in FP16 alone, which they are for."""
+    if precision != "fp16":
+        return
+    more = {"options": options.to_dict(), "model": model, "method": method, "precision": precision}
+    name = f"plugins {model} {method} {precision} {backend}"
+    needs = ("plugin library", f"fp16 {model} {method}")
+    yield Step(name, "gpu_suite.fused:fuse", more, needs, False, seconds("plugins", model))
+    yield from engine_steps(options, model, method, fused_form(method), precision, backend, name)
+
+
+def engine_steps(
+    options: Options, model: str, method: str, form: str, precision: str, backend: str, source: str | None = None
+) -> Iterator[Step]:
+    """Build one engine; run it, for TensorRT-RTX also as one CUDA graph. A dry run builds in FP16 alone.
+
+    `source` is the step that makes the ONNX file, where that is not the one of the method's forms.
+    """
     arguments: dict[str, Any] = {"options": options.to_dict(), "model": model, "method": method}
     arguments |= {"form": form, "precision": precision, "backend": backend}
     what = f"{model} {method} {form} {precision} {backend}"
-    source = f"{'export' if precision == 'fp32' else 'fp16'} {model} {method}"
-    needs = (f"probe {backend}", source)
-    build = Step(f"build {what}", "gpu_suite.engines:build", arguments, needs, False, seconds("build", model), backend)
+    source = source or f"{'export' if precision == 'fp32' else 'fp16'} {model} {method}"
+    needs, left_out = (f"probe {backend}", source), options.dry_run and precision != "fp16"
+    cost = seconds("build", model)
+    build = Step(f"build {what}", "gpu_suite.engines:build", arguments, needs, left_out, cost, backend)
     yield build
     for cuda_graph in (False, True) if backend == "tensorrt-rtx" else (False,):
         name = f"run {what}" + (" CUDA graph" if cuda_graph else "")

@@ -12,12 +12,15 @@ def launches(encoder: Path) -> dict[str, Any]:
     from onnx.helper import tensor_dtype_to_np_dtype
 
     model = onnx.load(str(encoder), load_external_data=False)
-    infos = {v.name: v.type.tensor_type for v in (*model.graph.value_info, *model.graph.input, *model.graph.output)}
+    known = {t.name: (t.data_type, list(t.dims)) for t in model.graph.initializer}
+    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output):
+        kind = value.type.tensor_type
+        known[value.name] = (kind.elem_type, [d.dim_value for d in kind.shape.dim])
     found = {}
     for node in model.graph.node:
         if node.domain == "structsam":
-            kinds = [tensor_dtype_to_np_dtype(infos[name].elem_type).name for name in node.input]
-            shapes = [[d.dim_value for d in infos[name].shape.dim] for name in node.input]
+            kinds = [tensor_dtype_to_np_dtype(known[name][0]).name for name in node.input]
+            shapes = [known[name][1] for name in node.input]
             fields = {a.name: a.i for a in node.attribute if not a.name.startswith("plugin_")}
             found[key_of(node.op_type, fields, kinds, shapes)] = launch_of(node.op_type, fields, kinds, shapes)
     return found

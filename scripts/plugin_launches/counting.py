@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+DENSE_ATTENTION = "RelposAttention of a dense block"
 DENSE = {"NORMALIZATION", "MATRIX_MULTIPLY", "ELEMENTWISE", "CONSTANT", "CAST", "SHUFFLE", "SOFTMAX"}
 
 
@@ -26,6 +27,9 @@ def counted(path: Path) -> dict[str, Any]:
         raise SystemExit(f"{path}: {parser.get_error(0).desc()}")
     nodes = onnx.load(str(path), load_external_data=False).graph.node
     operators = {node.name: node.op_type for node in nodes}
+    # Attention with every place's token is that of a block that does not merge.
+    dense = {n.name for n in nodes if any(a.name == "aligned" and a.i for a in n.attribute)}
+    operators |= dict.fromkeys(dense, DENSE_ATTENTION)
     layers = [network.get_layer(i) for i in range(network.num_layers)]
     kinds = [str(layer.type).rpartition(".")[2] for layer in layers]
     del creators
@@ -38,19 +42,19 @@ def counted(path: Path) -> dict[str, Any]:
 
 
 def blocks(trt: Any, layers: list[Any], kinds: list[str], operators: dict[str, str]) -> list[dict[str, int]]:
-    """What merging adds between the first and the second norm of every block."""
+    """What merging adds between the first and the second norm of every block; windows are a dense block's own."""
     made: list[dict[str, int]] = []
     added: Counter[str] = Counter()
-    norms, attends = 0, False
+    norms, attends, dense = 0, False, False
     for layer, kind in zip(layers, kinds):
         if kind == "NORMALIZATION":
             if norms % 2 == 1 and attends:  # the neck has norms, too
-                made.append(dict(added))
-            norms, attends, added = norms + 1, False, Counter()
+                made.append({} if dense else dict(added))
+            norms, attends, dense, added = norms + 1, False, False, Counter()
         elif kind == "PLUGIN_V3":
             operator = next((op for name, op in operators.items() if layer.name.startswith(name)), layer.name)
-            if operator == "RelposAttention":
-                attends = True
+            if operator in ("RelposAttention", DENSE_ATTENTION):
+                attends, dense = True, operator == DENSE_ATTENTION
             else:
                 added[operator] += 1
         elif kind == "SOFTMAX":

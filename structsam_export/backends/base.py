@@ -258,9 +258,14 @@ class Backend(ABC):
         """The precision an engine computes in: the graph's own, unless the backend chooses another one."""
         return exported
 
-    def plugin_libraries(self) -> Sequence[Path]:
-        """Shared libraries with operators of ours that this backend has to load."""
-        return ()
+    def load_plugins(self, packed: Path) -> None:
+        """Load an archive of `plugin_library`, so that graphs with our operators are built with its plugins.
+
+        Raises:
+            UsageError: the backend has no plugins.
+            ArtifactError: it refuses the library.
+        """
+        raise UsageError(f"--plugin-library is for TensorRT and TensorRT-RTX. Leave it away for --backend {self.NAME}.")
 
     @abstractmethod
     def can(self) -> str:

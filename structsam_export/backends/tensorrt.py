@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
-from structsam_export.backends import cuda
+from structsam_export.backends import cuda, plugin_library
 from structsam_export.backends.base import DEFAULT, Backend, BenchRunner, Engine, Profile, Runner, RunOptions
 from structsam_export.backends.polygraphy import PolygraphyRunner, hush, quiet_stdout
 from structsam_export.console import progress
@@ -112,7 +112,7 @@ class TensorRT(Backend):
     def runner(self, path: Path, label: str, options: RunOptions = DEFAULT) -> Runner:
         def make() -> Any:
             use_tensorrt(rtx=self.RTX)
-            self.module()
+            plugin_library.load_beside(self.module(), path)
             from polygraphy.backend.common import bytes_from_path
             from polygraphy.backend.trt import EngineFromBytes, TrtRunner
 
@@ -120,6 +120,9 @@ class TensorRT(Backend):
             return TrtRunner(replayed(load) if options.cuda_graph else load, name=label)
 
         return PolygraphyRunner(label, make)
+
+    def load_plugins(self, packed: Path) -> None:
+        plugin_library.load(self.module(), packed)
 
     def can(self) -> str:
         return "build and run for this GPU" if cuda.has_gpu() else "nothing: no CUDA device"

@@ -89,7 +89,19 @@ def rewrite(folder: Path, verbose: bool) -> None:
 @folder_argument
 @build_options
 @plugins_option
-def build(folder: Path, backend: str, target: str, plugins: str) -> None:
+@click.option(
+    "--plugin-library",
+    type=click.Path(path_type=Path),
+    help="Shared library with their TensorRT plugins; kept beside the engine under its hash.",
+)
+@click.option(
+    "--plugin-kernels",
+    type=click.Path(path_type=Path),
+    help="Folder of the library's kernels (scripts/plugin_kernels).",
+)
+def build(
+    folder: Path, backend: str, target: str, plugins: str, plugin_library: Path | None, plugin_kernels: Path | None
+) -> None:
     """Build FOLDER's engines.
 
     Stage build only: engines of FOLDER's rewritten graphs.
@@ -99,6 +111,8 @@ def build(folder: Path, backend: str, target: str, plugins: str) -> None:
       structsam-export build engines/mine --backend tensorrt-rtx --target sm120
     """
     from structsam_export.pipeline import build_folder
+    from structsam_export.plugin_builds import PluginBuild
 
-    for engine in build_folder(folder, backend, target, plugins).manifest.engines:
+    given = PluginBuild(library=plugin_library, kernels=plugin_kernels)
+    for engine in build_folder(folder, backend, target, plugins, given).manifest.engines:
         echo(folder / engine.file)

@@ -101,8 +101,13 @@ def write_graph(source: Source, backend: str, part: str, core: Core, place: Path
         described(core, part).save(place / "model.onnx", source.facts())
         return
     path, target = source.folder.verified(engine(source, backend, part).file), place / ENGINES[backend]
-    shutil.copyfile(path, target)
     beside, name = companion(path.name), companion(target.name)
+    if beside and not name and path.with_name(beside).exists():
+        raise UsageError(
+            f"{path} needs the plugins in {beside}, which packs for Triton cannot carry. Build it again without "
+            "--plugin-library."
+        )
+    shutil.copyfile(path, target)
     if beside and name and path.with_name(beside).exists():
         shutil.copyfile(path.with_name(beside), target.with_name(name))
 

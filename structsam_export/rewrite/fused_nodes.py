@@ -159,8 +159,12 @@ def in_float32(model: Any) -> None:
 def insert(graph: gs.Graph, op: str, inputs: list[Any], outputs: list[Any], attrs: Mapping[str, int]) -> Any:
     """Let a fused operator make `outputs`; int64 tensors at either side are cast from and to its int32."""
     import numpy as np
+    import onnx
     import onnx_graphsurgeon as gs
 
+    domains = list(graph.import_domains or [onnx.helper.make_opsetid("", graph.opset)])
+    if DOMAIN not in {d.domain for d in domains}:
+        graph.import_domains = [*domains, onnx.helper.make_opsetid(DOMAIN, int(VERSION))]
     for tensor in outputs:
         tensor.inputs.clear()
         if tensor.dtype == np.int64:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from structsam_export.fused import DOMAIN, PLUGINS, part
+from structsam_export.fused import PLUGINS, part
 from structsam_export.rewrite.results import Fired
 
 if TYPE_CHECKING:
@@ -25,8 +25,4 @@ def apply(graph: gs.Graph, name: str) -> Fired:
         inputs, outputs = ([tensors[t] for t in match[side]] for side in ("inputs", "outputs"))
         if not pattern.replace_with_plugin(graph, inputs, outputs, dict(match["attributes"]), PLUGINS[name]):
             skipped.append(f"{outputs[0].name}: could not be replaced")
-    if matches and DOMAIN not in {d.domain for d in graph.import_domains or ()}:
-        import onnx
-
-        graph.import_domains = [*(graph.import_domains or ()), onnx.helper.make_opsetid(DOMAIN, 1)]
     return Fired(len(matches) - len(skipped), tuple(skipped))

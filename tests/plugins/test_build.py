@@ -13,6 +13,7 @@ pytest.importorskip("triton")
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "plugins")]
 
+from build_plugins import compiling  # noqa: E402
 from build_plugins.build import BuildError, build  # noqa: E402
 from build_plugins.compiling import strip_scratch  # noqa: E402
 from build_plugins.targets import CUDA, FIRST, SMS, ptx_version  # noqa: E402
@@ -108,15 +109,33 @@ def test_too_much_shared_memory_is_refused_and_nothing_stays(made, tmp_path):
 
 
 def test_what_spills_is_refused(tmp_path, monkeypatch):
-    """Attention with tiles that cannot fit into the registers of one warp."""
+    """Attention with tiles that cannot fit into the registers of one warp, and are compiled in that way alone."""
     from build_plugins import build as module
 
     launch = part("relpos_attention", "kernel").launch
     large = launch(1, 64, 1, 64, (14, 14), "float16", "none", tile=(64, 32), warps=1)
     monkeypatch.setattr(module, "builds_of", lambda name: iter([(name, "large", large)]))
+    monkeypatch.setattr(module, "fitting", lambda way, sm, version, shared: (compiling.compiled(way, sm, version), way))
     (row,) = build(tmp_path, ["relpos_attention"], None, [87], None, 160)
     assert row["refused"].startswith("refused: spills ") and row["spills"] > 0
     assert not list(tmp_path.glob("relpos_attention/*"))
+
+
+@pytest.mark.parametrize(
+    ("needs", "way"),
+    [({}, (2, 4)), ({(2, 4): (8, 0)}, (1, 4)), ({(2, 4): (0, 99), (1, 4): (8, 0)}, (1, 8))],
+)
+def test_the_first_way_that_fits_is_taken(monkeypatch, needs, way):
+    """As it is, without loads ahead, with twice the warps; `needs`: (stages, warps) -> spills, shared memory."""
+
+    def fake(launch, sm, version):
+        spills, shared = needs.get((launch.stages, launch.warps), (0, 0))
+        return compiling.Compiled("", b"", "", "", 0, 0, spills, 0, shared)
+
+    monkeypatch.setattr(compiling, "compiled", fake)
+    launch = part("merge_plan", "kernel").launch(1, (8, 8), (8, 8), 4)
+    taken = compiling.fitting(launch, 87, 85, 48)[1]
+    assert (taken.stages, taken.warps) == way
 
 
 def test_scratch_parameters_go_unless_they_are_used():
@@ -173,10 +192,10 @@ def test_sizes():
 def test_a_kernel_that_does_not_compile_does_not_stop_the_others(tmp_path, monkeypatch):
     from build_plugins import build as module
 
-    def broken(launch, sm, version):
+    def broken(launch, sm, version, shared):
         raise RuntimeError("ptxas: no | such thing\nmore")
 
-    monkeypatch.setattr(module, "compiled", broken)
+    monkeypatch.setattr(module, "fitting", broken)
     rows = build(tmp_path, ["merge_plan"], None, [87])
     assert [row["refused"] for row in rows] == ["refused: does not compile: ptxas: no / such thing"] * 2
     assert not any(row["expected"] for row in rows)

@@ -141,11 +141,12 @@ def test_attention_of_bf16_values_is_exact_after_up_casting(interpreter):
     check(attend(interpreter, case, "float32", inputs), attention_reference(case, inputs), TOLERANCE["float32"])
 
 
-@pytest.mark.parametrize("mode", ["one_hot", "gather"])
+@pytest.mark.parametrize("mode", ["one_hot", "gather", "aligned"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_what_is_not_finite_stays_where_it_is(interpreter, mode, value):
     """In a query: its row and head. In a key or a value: that head of that window. Nowhere else."""
-    case = {"batch": 2, "n": 20, "heads": 2, "dim": 16, "window": (5, 5), "mode": mode}
+    n = 25 if mode == "aligned" else 20
+    case = {"batch": 2, "n": n, "heads": 2, "dim": 16, "window": (5, 5), "mode": mode}
     clean = attention_inputs(case, "float32")
     want = attention_reference(case, clean)
     for which, touched in ((0, np.s_[0, 3, :16]), (1, np.s_[1, :, 16:]), (2, np.s_[0, :, :16]), (3, np.s_[1, 4, 16:])):
@@ -172,10 +173,11 @@ def test_what_absent_keys_hold_is_not_read(interpreter):
 @fuzzed
 @given(
     st.integers(1, 2), st.integers(1, 2), st.integers(1, 36), st.integers(1, 6), st.integers(1, 6), st.integers(1, 70),
-    st.sampled_from(["one_hot", "gather"]), st.sampled_from(["float32", "float16"]), st.integers(0, 99),
+    st.sampled_from(["one_hot", "gather", "aligned"]), st.sampled_from(["float32", "float16"]), st.integers(0, 99),
 )  # fmt: skip
 def test_attention_of_any_size(interpreter, batch, heads, dim, h, w, n, mode, dtype, seed):
-    case = {"batch": batch, "n": min(n, h * w), "heads": heads, "dim": dim, "window": (h, w), "mode": mode}
+    n = h * w if mode == "aligned" else min(n, h * w)
+    case = {"batch": batch, "n": n, "heads": heads, "dim": dim, "window": (h, w), "mode": mode}
     inputs = attention_inputs(case, dtype, seed)
     check(attend(interpreter, case, dtype, inputs), attention_reference(case, inputs), TOLERANCE[dtype])
 
@@ -192,6 +194,19 @@ def test_energy_is_its_reference(interpreter, case, dtype):
     assert clean
     # From rounded values, but in FP32.
     check(found, part("token_energy", "reference").reference(y, case["heads"]), 1e-6)
+
+
+@fuzzed
+@given(
+    st.integers(1, 2), st.integers(1, 6), st.integers(1, 40), st.integers(1, 3), st.integers(1, 40),
+    st.sampled_from(["float32", "float16"]), st.integers(0, 99),
+)  # fmt: skip
+def test_energy_of_any_size(interpreter, batch, H, W, heads, dim, dtype, seed):
+    y = np.random.default_rng(seed).standard_normal((batch, H, W, heads * dim)).astype(dtype)
+    case = {"batch": batch, "shape": (H, W), "heads": heads, "dim": dim, "dtype": dtype}
+    (found,), clean = interpreter("token_energy", case, [y], [(y.shape[:3], "float32")])
+    assert clean
+    check(found, part("token_energy", "reference").reference(y, heads), 1e-6)
 
 
 def test_energys_reference_is_the_methods():
