@@ -51,6 +51,8 @@ def efficient_decoder_module(sam: Any) -> nn.Module:
             has_mask_input: Tensor,
         ) -> tuple[Tensor, Tensor]:
             hs, up = self.transformed(image_embeddings, point_coords, point_labels, mask_input, has_mask_input)
-            return self.mask.best_first(drawn_masks(self.mask, hs, up), self.mask.iou_prediction_head(hs[:, 0]))
+            masks, guesses = drawn_masks(self.mask, hs, up), self.mask.iou_prediction_head(hs[:, 0])
+            made: tuple[Tensor, Tensor] = self.mask.best_first(masks, guesses)
+            return made
 
     return Decoder().eval()
