@@ -59,7 +59,7 @@ FORM: dict[Any, Any] = {
 }
 ENGINE_KEYS = ("file", "part", "backend", "version", "sm", "sha256", "bytes")
 DECODER_KEYS = ("mask_channels", "layers", "heads", "inner_dim", "mlp_dim", "masks", "iou_layers", "iou_dim")
-PROMPT_KEYS = ("points", "masks")  # of `runtime.prompts.PromptLimits`
+PROMPT_KEYS = ("points", "masks")  # of `runtime.limits.PromptLimits`
 DEEPEST = 256  # blocks, as in `models.reading`
 STAGES, STAGE_KEYS = 4, ("dims", "depths", "heads", "windows")  # of a TinyViT
 GEOMETRY_KEYS = ("image_size", "patch_size", "dim", "depth", "heads", "mlp_dim", "out_channels")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from structsam_export.geometry import EncoderGeometry
     from structsam_export.runtime.features import Features
-    from structsam_export.runtime.prompts import PromptLimits
+    from structsam_export.runtime.limits import PromptLimits
     from structsam_export.views import BlockView
 
 # (features: the embedding (1, C, h, w) or several tensors by name, coords (P, 2, 2), labels (P, 2))

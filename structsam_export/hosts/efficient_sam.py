@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from structsam_export.hosts.segment_anything import SegmentAnything, decoder_module, drawn_masks
-from structsam_export.runtime.prompts import PromptLimits
+from structsam_export.runtime.limits import PromptLimits
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

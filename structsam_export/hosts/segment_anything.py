@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from structsam_export.hosts.base import Decode
     from structsam_export.runtime.features import Features
-    from structsam_export.runtime.prompts import PromptLimits
+    from structsam_export.runtime.limits import PromptLimits
     from structsam_export.views import AttentionView, BlockView
 
 

@@ -18,7 +18,8 @@ from structsam_export.errors import ArtifactError, PromptError, UsageError, unkn
 from structsam_export.folder import ExportFolder
 from structsam_export.runtime.decoding import decoder_feed
 from structsam_export.runtime.features import Features, features_of, joined, rows
-from structsam_export.runtime.prompts import POINTS, PROMPTS, PromptLimits
+from structsam_export.runtime.limits import PromptLimits
+from structsam_export.runtime.prompts import POINTS, PROMPTS
 
 if TYPE_CHECKING:
     from structsam_export.backends.base import Backend
