@@ -121,7 +121,7 @@ def test_the_encoder_is_theirs(checkpoint, reference):
 
 def test_fp16_passes_the_gates(made):
     report, path = made
-    assert report["passed"] and ExportFolder.open(path).config.precision == "fp16"
+    assert report["passed"] and ExportFolder.read(path).config.precision == "fp16"
 
 
 @pytest.mark.parametrize("runner", ["eager", "ort"])
