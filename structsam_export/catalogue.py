@@ -47,8 +47,10 @@ def catalogue() -> list[dict[str, Any]]:
     return rows
 
 
-# Methods whose own papers report on a host; elsewhere they are ours to carry over.
+# Methods whose own papers report on a host; elsewhere they are ours to carry over. StructSAM's second version adds
+# EfficientSAM (arXiv 2603.07307v2, by others' notes); SparseSAM has SAM and SAM-HQ, GradToMe and CubistMerge SAM.
 REPORTED = {
+    "EfficientSamViT": ("none", "structsam"),
     "ImageEncoderViT": ("none", "structsam", "gradtome", "sparsesam", "cubist"),
     "HQImageEncoder": ("none", "sparsesam"),
     "TinyViT": ("none",),

@@ -20,7 +20,7 @@ SCHEMA = 1
 LARGEST_BATCH = 1024
 LONGEST_NAME = 150  # bytes of a default folder's name, which gets endings for temporary files
 PRECISIONS = ("auto", "fp16", "fp32", "bf16")
-PREPROCESSINGS = ("auto", "sam", "medsam", "litemedsam")
+PREPROCESSINGS = ("auto", "sam", "medsam", "litemedsam", "efficientsam")
 # Forms that only some backends build (none: they are run as ONNX).
 BUILT_BY: dict[str, tuple[str, ...]] = {"ort-cpu": ()}
 OPTIONAL_TEXT = (str, None)

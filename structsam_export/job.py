@@ -13,7 +13,7 @@ from structsam_export.console import console, note, stage
 from structsam_export.environment import versions
 from structsam_export.errors import ArtifactError, UsageError
 from structsam_export.folder import ExportFolder, Manifest
-from structsam_export.hosts import check_method
+from structsam_export.hosts import check_method, encoder_of, host_of
 from structsam_export.models.architecture import Architecture
 from structsam_export.schedule import Request, Schedule
 
@@ -134,6 +134,8 @@ class Job:
         }
         if loaded.architecture is not None:
             model["architecture"] = loaded.architecture.to_dict()
+        if (limits := host_of(encoder_of(loaded.sam)).PROMPTS) is not None:
+            model["prompts"] = limits.to_dict()
         return Manifest(self.config.anywhere(), model, versions())
 
     @property
@@ -166,7 +168,7 @@ def loaded_for(config: ExportConfig, architecture: Architecture | None = None) -
         note(f"  read from the weights: {loaded.spec.title}")
         if preprocessing is None and loaded.spec.preprocessing == "litemedsam":
             note("  assumed: LiteMedSAM's preprocessing, as its first convolutions have no stride (--preprocessing)")
-        elif preprocessing is None:
+        elif preprocessing is None and loaded.spec.preprocessing == "sam":
             medsam = "medsam" in str(config.checkpoint).lower()
             hint = "Its name says MedSAM: then pass" if medsam else "MedSAM's weights need"
             note(f"  assumed: SAM's preprocessing. {hint} --preprocessing medsam, which weights do not say.")

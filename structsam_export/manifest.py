@@ -31,8 +31,9 @@ FORM: dict[Any, Any] = {
     "model": {
         **dict.fromkeys(("checkpoint", "source"), str),
         "sha256": digest,
-        "preprocessing": one_of("sam", "medsam", "litemedsam"),
+        "preprocessing": one_of("sam", "medsam", "litemedsam", "efficientsam"),
         **dict.fromkeys(("geometry", "architecture"), dict),
+        "prompts": {"points": side, "masks": bool},
     },
     "versions": {str: str},
     "files": {str: record},
@@ -58,6 +59,7 @@ FORM: dict[Any, Any] = {
 }
 ENGINE_KEYS = ("file", "part", "backend", "version", "sm", "sha256", "bytes")
 DECODER_KEYS = ("mask_channels", "layers", "heads", "inner_dim", "mlp_dim", "masks", "iou_layers", "iou_dim")
+PROMPT_KEYS = ("points", "masks")  # of `runtime.limits.PromptLimits`
 DEEPEST = 256  # blocks, as in `models.reading`
 STAGES, STAGE_KEYS = 4, ("dims", "depths", "heads", "windows")  # of a TinyViT
 GEOMETRY_KEYS = ("image_size", "patch_size", "dim", "depth", "heads", "mlp_dim", "out_channels")
@@ -107,7 +109,7 @@ def check_architecture(architecture: dict[str, Any]) -> None:
     where = "manifest.model.architecture"
     form = {
         "encoder": dict,
-        "decoder": dict.fromkeys(DECODER_KEYS, between(1, 1 << 16)),
+        "decoder": {**dict.fromkeys(DECODER_KEYS, between(1, 1 << 16)), "mask_channels": window},
         **dict.fromkeys(("qkv_bias", "positions"), bool),
         **dict.fromkeys(("encoder_eps", "decoder_eps"), share),
     }
@@ -158,6 +160,10 @@ def check_manifest(data: Any) -> None:
     require(data["model"], ("sha256",), "manifest.model")
     for i, engine in enumerate(data["engines"]):
         require(engine, ENGINE_KEYS, f"manifest.engines[{i}]")
+    if (prompts := data["model"].get("prompts")) is not None:
+        require(prompts, PROMPT_KEYS, "manifest.model.prompts")
+        if set(prompts) != set(PROMPT_KEYS):
+            raise Misfit(f"manifest.model.prompts have other parts than {' and '.join(PROMPT_KEYS)}")
     if geometry := data["model"].get("geometry"):
         check_geometry(geometry)
     if architecture := data["model"].get("architecture"):

@@ -50,7 +50,7 @@ weights_options = options(
         "--preprocessing",
         default="auto",
         show_default=True,
-        help=f"Of images: {', '.join(PREPROCESSINGS)}. auto: the model's own, sam for a checkpoint (but LiteMedSAM's).",
+        help=f"Of images: {', '.join(PREPROCESSINGS)}. auto: the model's own; for a checkpoint of SAM's layout, sam.",
     ),
 )
 merge_options = options(

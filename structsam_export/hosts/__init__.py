@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # Class name of the encoder -> "module:Class" of its host. By name, so that no model library need be imported.
 HOSTS = {
+    "EfficientSamViT": "structsam_export.hosts.efficient_sam:EfficientSam",
     "HQImageEncoder": "structsam_export.hosts.sam_hq:SamHQ",
     "ImageEncoderViT": "structsam_export.hosts.segment_anything:SegmentAnything",
     "TinyViT": "structsam_export.hosts.tiny_vit:TinyViT",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from structsam_export.geometry import EncoderGeometry
     from structsam_export.runtime.features import Features
+    from structsam_export.runtime.limits import PromptLimits
     from structsam_export.views import BlockView
 
 # (features: the embedding (1, C, h, w) or several tensors by name, coords (P, 2, 2), labels (P, 2))
@@ -46,6 +47,8 @@ class Host(Protocol):
     # Names that an exported encoder's input and outputs get, in the order of `encoder(image)`.
     ENCODER_INPUT: ClassVar[str]
     ENCODER_OUTPUTS: ClassVar[tuple[str, ...]]
+    # What prompts may be; None: any number of points, and masks of earlier calls.
+    PROMPTS: ClassVar[PromptLimits | None]
 
     def geometry(self, encoder: nn.Module) -> EncoderGeometry:
         """Sizes of an encoder.

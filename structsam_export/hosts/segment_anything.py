@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from structsam_export.hosts.base import Decode
     from structsam_export.runtime.features import Features
+    from structsam_export.runtime.limits import PromptLimits
     from structsam_export.views import AttentionView, BlockView
 
 
@@ -104,6 +105,7 @@ class SegmentAnything:
     ENCODER: ClassVar[str] = "ImageEncoderViT"
     ENCODER_INPUT: ClassVar[str] = "image"
     ENCODER_OUTPUTS: ClassVar[tuple[str, ...]] = ("image_embeddings",)
+    PROMPTS: ClassVar[PromptLimits | None] = None
 
     def geometry(self, encoder: nn.Module) -> EncoderGeometry:
         """Sizes of an encoder.
@@ -233,17 +235,20 @@ def decoder_module(sam: Any) -> nn.Module:
         def output_tokens(self) -> torch.Tensor:
             return torch.cat([self.mask.iou_token.weight, self.mask.mask_tokens.weight])
 
-        def transformed(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            """Tokens (P, n, C), the output tokens first; the embedding of four times its side (P, C / 8, 4h, 4w)."""
+        def prompted(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            """Prompts as tokens (P, n, C), and the image embedding of each (P, C, h, w)."""
             image_embeddings, point_coords, point_labels, mask_input, has_mask_input = inputs
-            m = self.mask
-            sparse = embedded_points(self.prompt, point_coords, point_labels)
             empty = self.prompt.no_mask_embed.weight.reshape(1, -1, 1, 1)
             # Not a product: NaN in a mask input that nobody has filled would pass it.
             dense = torch.where(has_mask_input > 0, self.prompt.mask_downscaling(mask_input), empty)
+            return embedded_points(self.prompt, point_coords, point_labels), image_embeddings + dense
+
+        def transformed(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            """Tokens (P, n, C), the output tokens first; the embedding of four times its side (P, C / 8, 4h, 4w)."""
+            m, image_embeddings = self.mask, inputs[0]
+            sparse, src = self.prompted(*inputs)
             tokens = self.output_tokens().unsqueeze(0)
             tokens = torch.cat([tokens.expand(sparse.shape[0], -1, -1), sparse], 1)
-            src = image_embeddings + dense
             hs, src = m.transformer(src, self.image_pe.expand(sparse.shape[0], -1, -1, -1), tokens)
             h, w = image_embeddings.shape[-2:]
             return hs, m.output_upscaling(src.transpose(1, 2).reshape(-1, image_embeddings.shape[1], h, w))

@@ -30,7 +30,7 @@ class ModelSpec:
         title: what reports print.
         architecture: a key of `ARCHITECTURES`.
         preprocessing: "sam" (resize the long side, normalise, pad), "medsam" (resize to a square, scale to 0..1) or
-            "litemedsam" (resize the long side, scale to 0..1, pad).
+            "litemedsam" (resize the long side, scale to 0..1, pad) or "efficientsam" (stretch to a square, normalise).
         url: official weights, or None.
         sha256: hex digest of the official file, or None.
         bytes: size of the official file, or None.
@@ -107,6 +107,8 @@ _SPECS = (
     ModelSpec("sam_hq_vit_b", "SAM-HQ ViT-B", "sam_hq_vit_b", "sam"),
     ModelSpec("sam_hq_vit_l", "SAM-HQ ViT-L", "sam_hq_vit_l", "sam"),
     ModelSpec("sam_hq_vit_h", "SAM-HQ ViT-H", "sam_hq_vit_h", "sam"),
+    ModelSpec("efficient_sam_ti", "EfficientSAM-Ti", "efficient_sam_ti", "efficientsam", resized=True),
+    ModelSpec("efficient_sam_s", "EfficientSAM-S", "efficient_sam_s", "efficientsam", resized=True),
 )
 
 # Architecture -> "module:function" that builds it with random weights.
@@ -117,6 +119,7 @@ ARCHITECTURES = {
     "vit_l": "segment_anything:build_sam_vit_l",
     "vit_h": "segment_anything:build_sam_vit_h",
     **{f"sam_hq_vit_{size}": f"structsam_export.models.families.sam_hq:build_vit_{size}" for size in "blh"},
+    **{f"efficient_sam_{s}": f"structsam_export.models.families.efficient_sam:build_{s}" for s in ("ti", "s")},
 }
 MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _SPECS}
 
@@ -144,7 +147,7 @@ def load_model(
     Args:
         name: a key of `MODELS`, or "auto": the architecture is read from `checkpoint`.
         checkpoint: a file, a folder or an index of sharded weights; None: the bundled or official file.
-        preprocessing: as in `ModelSpec`; None: the model's own, for "auto" "litemedsam" of LiteMedSAM, else "sam".
+        preprocessing: as in `ModelSpec`; None: the model's own, for "auto" its family's.
         architecture: for "auto", what an earlier run has read from these weights; None: read it.
 
     Raises:

@@ -25,7 +25,7 @@ class DecoderGeometry:
     """Sizes of a prompt encoder and a mask decoder, beside the embedding's channels.
 
     Args:
-        mask_channels: channels that a mask input has before it becomes an embedding.
+        mask_channels: channels that a mask input has before it becomes an embedding; 0: prompts are no masks.
         layers: layers of the two-way transformer.
         heads: attention heads of its layers.
         inner_dim: channels of its cross attention.

@@ -19,10 +19,13 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 20
 TIMEOUT = 30  # seconds without a byte
+_EFFICIENT = "Get {} from the EfficientSAM project (https://github.com/yformer/EfficientSAM) and pass"
 _HQ = "Get {} from the SAM-HQ project (https://github.com/SysCV/sam-hq) and pass"
 BY_HAND = {
     "medsam": "Get medsam_vit_b.pth from the MedSAM project (https://github.com/bowang-lab/MedSAM) and pass",
     **{f"sam_hq_vit_{size}": _HQ.format(f"sam_hq_vit_{size}.pth") for size in "blh"},
+    "efficient_sam_ti": _EFFICIENT.format("efficient_sam_vitt.pt"),
+    "efficient_sam_s": _EFFICIENT.format("efficient_sam_vits.pt (zipped there)"),
 }
 
 

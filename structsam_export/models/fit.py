@@ -10,6 +10,7 @@ from structsam_export.errors import CheckpointError
 from structsam_export.models.reading import POSITIONS
 from structsam_export.models.reading_tiny import is_tiny
 from structsam_export.models.relatives import relative_of
+from structsam_export.models.sources.efficient_sam import ANCHOR as EFFICIENT
 from structsam_export.models.unwrap import PATCH_EMBED, first
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ def _check_constants(sam: Any, state: Mapping[str, Tensor], path: Path) -> None:
 
 
 def _check_family(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path, model_name: str) -> None:
+    if EFFICIENT in state and EFFICIENT not in expected:  # as wide as the demo model
+        raise CheckpointError(f"{path} does not fit model '{model_name}': it looks like {relative_of([EFFICIENT])}")
     if PATCH_EMBED in state and PATCH_EMBED in expected:
         rows = state[PATCH_EMBED].shape[0] if state[PATCH_EMBED].ndim else 0
         name = ARCHITECTURES.get(rows)

@@ -42,6 +42,7 @@ class Stated:
         global_layers: blocks without windows.
         decoder_heads: attention heads of the two-way transformer, which weights never say.
         encoder_eps, decoder_eps: as in `Architecture`.
+        masks: whether its prompts may be masks.
     """
 
     image_size: int | None = None
@@ -51,6 +52,7 @@ class Stated:
     decoder_heads: int = SAM_DECODER_HEADS
     encoder_eps: float = SAM_EPS
     decoder_eps: float = SAM_DECODER_EPS
+    masks: bool = True
 
 
 def read_architecture(state: Mapping[str, Tensor], stated: Stated, path: Path) -> Architecture:
@@ -184,7 +186,7 @@ def _decoder(state: Mapping[str, Tensor], channels: int, stated: Stated) -> Deco
             f"embedding of {channels}"
         )
     return DecoderGeometry(
-        mask_channels=shape(state, "prompt_encoder.mask_downscaling.3.weight", 4)[0],
+        mask_channels=shape(state, "prompt_encoder.mask_downscaling.3.weight", 4)[0] if stated.masks else 0,
         layers=count(state, re.escape(layer) + r"(\d+)\."),
         heads=heads,
         inner_dim=inner,

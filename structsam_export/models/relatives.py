@@ -20,9 +20,13 @@ RELATIVES = (
         "SAM 2 or SAM 3 as transformers stores it, which is not supported. Pass a checkpoint of the first SAM.",
     ),
     (
+        r"prompt_encoder\.invalid_points\.",
+        "EfficientSAM. Leave --model away to read its size from the weights, or pass --model efficient_sam_ti or "
+        "efficient_sam_s.",
+    ),
+    (
         r"image_encoder\.blocks\.\d+\.mlp\.fc1\.",
-        "EfficientSAM, whose encoder has no windows and another position embedding, and which is not supported. Pass "
-        "a checkpoint of segment_anything's Sam; a pruned one, as SlimSAM, is nearly as small.",
+        "an encoder of EfficientSAM without its decoder. Pass the whole model's checkpoint.",
     ),
     (
         r"mask_decoder\.(hf_|hq_|compress_vit_|encoder_conv|mask_conv|embedding_encoder|embedding_maskfeature)",

@@ -174,7 +174,7 @@ class Pack(ABC):
         if config.batch != 1 and not limits.batches:
             return f"{who} send one image a call; this encoder takes {config.batch}. Export with --batch 1."
         if source.folder.manifest.model.get("preprocessing", "sam") != "sam":
-            why = f"{who} pad photos and normalise them as SAM does; MedSAM and LiteMedSAM scale them otherwise."
+            why = f"{who} pad photos and normalise them as SAM does; MedSAM, LiteMedSAM and EfficientSAM do otherwise."
             return f"{why} Use the export's own files."
         if limits.sizes is not None and source.size not in limits.sizes:
             demo = " Export --model demo-1024." if source.model == "demo" else " Export a model of that size."

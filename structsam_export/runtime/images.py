@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from structsam_export.runtime.transforms import Size, transform_of
+from structsam_export.runtime.transforms import Size, interpolated, transform_of
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
@@ -34,6 +34,7 @@ def prepare(image: np.ndarray, size: int, preprocessing: str = "sam") -> Prepare
     "sam": longest side to `size`, the other one to at least 1 px, ImageNet mean and deviation, zeros below or beside.
     "medsam": stretched to a square, values scaled to [0, 1] by the photo's own range (MedSAM's inference script).
     "litemedsam": longest side to `size` as for "sam", values as for "medsam", zeros below or beside (LiteMedSAM's).
+    "efficientsam": stretched to a square, linearly between pixels, ImageNet mean and deviation (EfficientSAM's).
     """
     transform = transform_of(preprocessing, size)
     pixels: np.ndarray = transform.apply_image(image).astype(np.float32)
@@ -86,19 +87,3 @@ def _interpolation(low: int, size: int, kept: int, original: int) -> np.ndarray:
     """Weights (original, low), float32: `low` samples to `size`, of which the first `kept` become `original`."""
     square = interpolated(np.eye(low), size)[:kept]
     return interpolated(square, original).astype(np.float32)
-
-
-def interpolated(values: np.ndarray, target: int) -> np.ndarray:
-    """Rows (n, k) -> rows (target, k), interpolated linearly as PyTorch's `F.interpolate(align_corners=False)`.
-
-    Places are rounded to float32 as there, once: PyTorch's kernels multiply and subtract in one instruction. At 1000 px
-    a float32 has 4 digits behind the point, so that another rounding can be seen in the result.
-    """
-    size = len(values)
-    step = float(np.float32(size) / np.float32(target))
-    place = np.maximum(((np.arange(target) + 0.5) * step - 0.5).astype(np.float32), 0)
-    low = place.astype(np.int64)
-    weight = (place - low).astype(np.float32)[:, None]
-    first, second = values[np.minimum(low, size - 1)], values[np.minimum(low + 1, size - 1)]
-    found: np.ndarray = first * (1 - weight) + second * weight
-    return found

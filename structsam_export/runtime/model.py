@@ -18,6 +18,7 @@ from structsam_export.errors import ArtifactError, PromptError, UsageError, unkn
 from structsam_export.folder import ExportFolder
 from structsam_export.runtime.decoding import decoder_feed
 from structsam_export.runtime.features import Features, features_of, joined, rows
+from structsam_export.runtime.limits import PromptLimits
 from structsam_export.runtime.prompts import POINTS, PROMPTS
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class ExportedModel:
         concurrent: whether several threads may decode at once; else they take turns.
         mask_threshold: logits above it are the object (`Sam.mask_threshold`).
         image_format: order of colours in images.
+        limits: what prompts it takes; None: all that SAM does.
     """
 
     encoder: Runner
@@ -66,6 +68,7 @@ class ExportedModel:
     concurrent: bool = False
     mask_threshold: float = 0.0
     image_format: str = "RGB"
+    limits: PromptLimits | None = None
     close: Callable[[], None] = lambda: None
     _encoding: AbstractContextManager[object] = field(default_factory=Lock, repr=False)
     _decoding: AbstractContextManager[object] = field(init=False, repr=False)
@@ -111,8 +114,10 @@ class ExportedModel:
             hq_token_only: of a SAM-HQ, its own mask alone.
 
         Raises:
-            PromptError: more or fewer points than an engine takes.
+            PromptError: more or fewer points than an engine or the model takes, or a mask where it takes none.
         """
+        if self.limits is not None:
+            self.limits.check(labels, masks)
         if self.by_profile and not POINTS[0] <= coords.shape[1] <= POINTS[-1]:
             raise PromptError(
                 f"Engines take {POINTS[0]} to {POINTS[-1]} points a prompt, padding point and box corners included, "
@@ -169,6 +174,7 @@ def open_model(
             encoder, decoder = opened
             name, by_profile, concurrent = chosen.NAME, chosen.BY_PROFILE, chosen.CONCURRENT
         height, width = folder.geometry["grid"]
+        limits = folder.manifest.model.get("prompts")
         return ExportedModel(
             encoder,
             decoder,
@@ -180,6 +186,7 @@ def open_model(
             backend=name,
             by_profile=by_profile,
             concurrent=concurrent,
+            limits=None if limits is None else PromptLimits(**limits),
             close=active.pop_all().close,
         )
     raise AssertionError("an ExitStack swallows nothing here")

@@ -20,6 +20,7 @@ from tiny_sams import tiny_vit
 
 import structsam_export.hosts as registry
 from structsam_export.errors import UsageError
+from structsam_export.geometry import EncoderGeometry
 from structsam_export.hosts import HOSTS, check_method, encoder_of, geometry_of, host_of
 from structsam_export.methods import METHODS, make_method
 from structsam_export.methods.mlp import MergedMLP, ResidualConsistency
@@ -36,6 +37,7 @@ def toy_encoder():
 
 # By class name, as in HOSTS: 6x6 tokens, windows of 4 (so 6 -> 8 with pads), block 1 of three global.
 ENCODERS = {
+    "EfficientSamViT": lambda: efficient_encoder(),
     "HQImageEncoder": lambda: hq_encoder(),
     "ImageEncoderViT": lambda: tiny_encoder(image=(96, 96)),
     "TinyViT": tiny_vit,
@@ -49,7 +51,11 @@ each_method = pytest.mark.parametrize("method", [name for name in METHODS if nam
 # Tracing takes seconds. All methods are traced in tests/rewrite and tests/test_export.py.
 KINDS = ("none", "structsam", "tome", "sparsesam", "cubist")
 # SAM-HQ's blocks are SAM's: what differs is the tensor that it hands out of the middle.
-TRACED = {"HQImageEncoder": ("none", "cubist"), **dict.fromkeys(DENSE, ("none",))}
+TRACED = {
+    "HQImageEncoder": ("none", "cubist"),
+    "EfficientSamViT": ("none", "structsam", "cubist"),
+    **dict.fromkeys(DENSE, ("none",)),
+}
 each_trace = pytest.mark.parametrize(("name", "method"), [(n, m) for n in ENCODERS for m in TRACED.get(n, KINDS)])
 POLICIES = {"residual-consistency": ResidualConsistency(0.5), "merge": MergedMLP()}
 
@@ -72,6 +78,18 @@ def hq_encoder():
             module.__class__ = getattr(sys.modules["segment_anything_hq.modeling.image_encoder"], type(module).__name__)
     encoder.__class__ = encoder_class()
     return encoder
+
+
+def efficient_encoder():
+    """EfficientSAM's class, of three blocks: all global, no relative positions."""
+    from structsam_export.models.architecture import Architecture, build_encoder
+    from structsam_export.models.efficient_sam import EfficientSamViT
+
+    torch.manual_seed(0)
+    sizes = EncoderGeometry(96, 16, (6, 6), 28, 3, 2, 56, 16, (0, 0, 0))
+    encoder = build_encoder(Architecture(sizes, positions=False), EfficientSamViT)
+    torch.nn.init.normal_(encoder.pos_embed, std=0.5)
+    return encoder.eval().requires_grad_(False)
 
 
 def outputs_of(encoder, x):

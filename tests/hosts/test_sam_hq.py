@@ -251,3 +251,61 @@ def test_packs_refuse_what_their_programs_cannot_carry(export, pack):
     assert "interm_embeddings besides" in made.refusal(
         replace(source, geometry=replace(source.geometry, image_size=1024))
     )
+
+
+class Scene:
+    """A sample in memory: one mask of the photo."""
+
+    name, group = "scene", ""
+
+    def image(self):
+        return photo()
+
+    def alpha(self):
+        grey = np.zeros((1, 90, 120), np.uint8)
+        grey[0, 20:70, 30:100] = 255
+        return grey
+
+    def digest(self):
+        return self.name
+
+
+def test_the_protocol_of_sam_hq_gives_the_packages_iou(checkpoint):
+    from torch.nn import functional as F
+
+    from structsam_export.config import ExportConfig
+    from structsam_export.evaluate import evaluate
+    from structsam_export.evaluate.predictors import eager_predictors
+    from structsam_export.job import Job
+
+    job = Job.prepare(ExportConfig(checkpoint=str(checkpoint), method="none"))
+    found = evaluate([Scene()], eager_predictors(job), protocol="samhq").images[0]["scores"]["dense"]["iou"]
+    image, label = torch.tensor(photo()).permute(2, 0, 1)[None].float(), torch.tensor(Scene().alpha())[None].float()
+    image, shown = (F.interpolate(x, (128, 128), mode="bilinear") for x in (image, label))
+    rows, columns = torch.where(shown[0, 0] > 128)
+    box = torch.stack([columns.min(), rows.min(), columns.max(), rows.max()]).float()[None]
+    request = {"image": image[0].to(torch.uint8).float(), "boxes": box, "original_size": (128, 128)}
+    with torch.no_grad():
+        drawn = published(checkpoint).model([request], multimask_output=False)[0]["masks"].float()
+    drawn = F.interpolate(drawn, (90, 120), mode="bilinear")[0, 0] > 0
+    truth = label[0, 0] > 128
+    assert 0 < found == pytest.approx(float((drawn & truth).sum() / (drawn | truth).sum()), abs=1e-6)
+
+
+def test_macs_are_sparsesams_table():
+    """SAM-HQ's ViT-L is SAM's: 1487.9 GMACs in SparseSAM's repository, without relative positions and norms.
+
+    Gains at densities .25 to .7, attention and MLP, are counts of that repository's rules.
+    """
+    from structsam_export.config import ExportConfig
+    from structsam_export.geometry import GEOMETRIES
+    from structsam_export.macs import paper_macs, scheduled_macs
+    from structsam_export.schedule import resolve
+
+    geometry = GEOMETRIES["vit_l"]
+    dense, T, d = paper_macs(geometry), 4096, 64
+    relative = 20 * 25 * 16 * 196 * 28 * d + 4 * 16 * T * 128 * d
+    assert round((dense - relative - 24 * 10 * T * 1024) / 1e9, 1) == 1487.9
+    for density, gain in ((0.25, 1.51), (0.3, 1.46), (0.4, 1.37), (0.5, 1.28), (0.7, 1.15)):
+        config = ExportConfig(method="sparsesam", rate=1 - density, mlp="residual-consistency", mlp_density=density)
+        assert dense / scheduled_macs(geometry, resolve(config, geometry)) == pytest.approx(gain, abs=0.006)

@@ -124,6 +124,7 @@ class ToyHost:
     ENCODER = "ToyEncoder"
     ENCODER_INPUT = "image"
     ENCODER_OUTPUTS = ("image_embeddings",)
+    PROMPTS = None
 
     def geometry(self, encoder):
         try:

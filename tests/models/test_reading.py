@@ -241,7 +241,7 @@ def test_auto_needs_a_checkpoint():
         (["image_encoder.trunk.blocks.0.norm1.weight"], "looks like SAM 2"),
         (["vision_encoder.backbone.patch_embed.projection.weight"], "looks like SAM 2 or SAM 3 as transformers"),
         (["image_encoder.patch_embed.seq.0.c.weight"], r"patch_embed\.seq\.0\.c\.weight has shape \(1,\)"),
-        (["image_encoder.blocks.0.mlp.fc1.weight"], "looks like EfficientSAM"),
+        (["image_encoder.blocks.0.mlp.fc1.weight"], "looks like an encoder of EfficientSAM without its decoder"),
         (["image_encoder.backbone.stages.0.0.weight"], "looks like EdgeSAM or another model with a convolutional"),
         (["conv1.weight"], "is no Segment Anything checkpoint"),
     ],

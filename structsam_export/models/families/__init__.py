@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 SAM = "sam"
 # Name -> "module:Class". The first that knows the weights counts; "sam" knows all.
 FAMILIES = {
+    "efficient-sam": "structsam_export.models.families.efficient_sam:EfficientSam",
     "sam-hq": "structsam_export.models.families.sam_hq:SamHQ",
     SAM: "structsam_export.models.families.sam:SamFamily",
 }

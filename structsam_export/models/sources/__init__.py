@@ -9,6 +9,7 @@ from structsam_export.models.sources.base import Source
 
 # Name -> "module:Class". The first whose anchor is among the tensors counts; "meta" is what others are mapped to.
 SOURCES = {
+    "efficient_sam": "structsam_export.models.sources.efficient_sam:EfficientSam",
     "meta": "structsam_export.models.sources.meta:Meta",
     "tiny_vit": "structsam_export.models.sources.tiny_vit:TinyViT",
     "huggingface": "structsam_export.models.sources.huggingface:HuggingFace",

@@ -17,7 +17,7 @@ class Source(Protocol):
 
     # The key in `SOURCES`.
     NAME: ClassVar[str]
-    # The tensor that all its weights have and no other's: the patch embedding.
+    # A tensor that all its weights have, and none of a source below it in `SOURCES`.
     ANCHOR: ClassVar[str]
 
     def renamed(self, state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 // (height, width) of a picture in the encoder's square.
 export function resized([height, width], { image_size: side, preprocessing }) {
-  if (preprocessing === "medsam") return [side, side];
+  if (["medsam", "efficientsam"].includes(preprocessing)) return [side, side];
   const scale = side / Math.max(height, width);
   return [height, width].map((size) => Math.max(1, Math.floor(size * scale + 0.5)));
 }
