@@ -51,6 +51,9 @@ def catalogue() -> list[dict[str, Any]]:
 REPORTED = {
     "ImageEncoderViT": ("none", "structsam", "gradtome", "sparsesam", "cubist"),
     "HQImageEncoder": ("none", "sparsesam"),
+    # CubistMerge reports on DeiT and DINOv3, ToMe and PiToMe on DeiT, but merging block after block (docs/timm.md).
+    "TimmBackbone": ("none", "cubist"),
+    "TimmClassifier": ("none", "cubist"),
     "TinyViT": ("none",),
 }
 

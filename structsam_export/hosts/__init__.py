@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 HOSTS = {
     "HQImageEncoder": "structsam_export.hosts.sam_hq:SamHQ",
     "ImageEncoderViT": "structsam_export.hosts.segment_anything:SegmentAnything",
+    "TimmBackbone": "structsam_export.hosts.timm_vit:TimmBackbone",
+    "TimmClassifier": "structsam_export.hosts.timm_vit:TimmClassifier",
     "TinyViT": "structsam_export.hosts.tiny_vit:TinyViT",
 }
 

@@ -46,6 +46,9 @@ class Host(Protocol):
     # Names that an exported encoder's input and outputs get, in the order of `encoder(image)`.
     ENCODER_INPUT: ClassVar[str]
     ENCODER_OUTPUTS: ClassVar[tuple[str, ...]]
+    # Whether there is a decoder that draws masks. Others give features: their exports are of an encoder alone, and are
+    # judged by it.
+    MASKS: ClassVar[bool]
 
     def geometry(self, encoder: nn.Module) -> EncoderGeometry:
         """Sizes of an encoder.

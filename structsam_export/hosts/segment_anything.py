@@ -104,6 +104,7 @@ class SegmentAnything:
     ENCODER: ClassVar[str] = "ImageEncoderViT"
     ENCODER_INPUT: ClassVar[str] = "image"
     ENCODER_OUTPUTS: ClassVar[tuple[str, ...]] = ("image_embeddings",)
+    MASKS: ClassVar[bool] = True
 
     def geometry(self, encoder: nn.Module) -> EncoderGeometry:
         """Sizes of an encoder.

@@ -124,6 +124,7 @@ class ToyHost:
     ENCODER = "ToyEncoder"
     ENCODER_INPUT = "image"
     ENCODER_OUTPUTS = ("image_embeddings",)
+    MASKS = True
 
     def geometry(self, encoder):
         try:
