@@ -196,9 +196,8 @@ def inputs_of(folder: ExportFolder) -> Inputs:
     from structsam_export.validate.stages import Inputs
 
     config, model, geometry = folder.config, folder.manifest.model, EncoderGeometry.from_dict(folder.geometry)
-    photos = photos_for(config, geometry)
     how: dict[str, Any] = {"prompt_aware": config.prompt_aware, "data": model.get("data")}
-    return Inputs.of(photos, geometry.image_size, model["preprocessing"], **how)
+    return Inputs.of(photos_for(config, geometry), geometry.image_size, model["preprocessing"], **how)
 
 
 def build_stage(

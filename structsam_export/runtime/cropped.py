@@ -10,7 +10,7 @@ import numpy as np
 
 from structsam_export.errors import ArtifactError
 from structsam_export.runtime.images import Prepared
-from structsam_export.schema import Misfit, check, one_of, require, share
+from structsam_export.schema import Misfit, check, one_of, require
 
 CROPS = ("center", "squash")
 SMALLEST = 0.1  # share of a side: the rest is resized for nothing
@@ -19,7 +19,7 @@ FILTERS = {"nearest": "NEAREST", "bilinear": "BILINEAR", "bicubic": "BICUBIC", "
 FORM: dict[Any, Any] = {
     **dict.fromkeys(("mean", "std"), [float]),
     "interpolation": one_of(*FILTERS),
-    "crop_pct": share,
+    "crop_pct": float,
     "crop_mode": one_of(*CROPS),
 }
 
@@ -59,7 +59,7 @@ class DataConfig:
             colours = [tuple(map(float, data[key])) for key in ("mean", "std")]
             if set(data) != set(FORM) or [len(c) for c in colours] != [3, 3] or min(colours[1]) <= 0:
                 raise Misfit(f"{where} is not of three colours")
-            if data["crop_pct"] < SMALLEST:
+            if not SMALLEST <= data["crop_pct"] <= 1:
                 raise Misfit(f"{where}.crop_pct is out of range")
         except Misfit as error:
             raise ArtifactError(f"The manifest cannot be used: {error}. Export again with --force.") from None
