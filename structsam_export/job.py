@@ -155,6 +155,20 @@ class Job:
         gc.collect()
 
 
+def require_masks(loaded: LoadedModel) -> LoadedModel:
+    """A model for what draws or judges masks.
+
+    Raises:
+        UsageError: it draws none.
+    """
+    if not loaded.draws_masks:
+        raise UsageError(
+            f"{loaded.spec.name} gives features and logits but draws no masks: there is nothing to compare with "
+            "true ones. evaluate, sweep and tune take a SAM; validate judges an export of this model."
+        )
+    return loaded
+
+
 def refuse_prompts(config: ExportConfig) -> None:
     """Refuse what means nothing for a model that draws no masks, or nothing in blocks without windows.
 

@@ -296,7 +296,7 @@ def test_it_is_judged_again_and_against_a_stored_report(exported):
     assert [c.metric for c in baseline.judge(again, stored).worse] == ["top1_agreement"]
 
 
-def test_commands_that_need_masks_say_so(exported, tmp_path, monkeypatch, capsys):
+def test_commands_that_need_masks_say_so(exported, weights, tmp_path, monkeypatch, capsys):
     _, folder = exported
     Image.new("RGB", (64, 48)).save(tmp_path / "photo.png")
     commands = (
@@ -304,6 +304,9 @@ def test_commands_that_need_masks_say_so(exported, tmp_path, monkeypatch, capsys
         ["pack", str(folder), str(tmp_path / "pack"), "--as", "meta"],
         ["serve", str(folder)],
         ["evaluate", str(folder), "--dataset", "bundled"],
+        ["evaluate", "--model", "timm:test_vit", "--checkpoint", str(weights), "--dataset", "bundled"],
+        ["sweep", "--model", "timm:test_vit", "--checkpoint", str(weights), "--dataset", "bundled"],
+        ["tune", "--model", "timm:test_vit", "--checkpoint", str(weights)],
     )
     for command in commands:
         monkeypatch.setattr(sys, "argv", ["structsam-export", *command])
