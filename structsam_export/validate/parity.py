@@ -62,12 +62,12 @@ class Comparison:
     mean_abs: float
     max_rel: float
     cosine: float
+    mask_iou_mean: float | None
+    mask_iou_min: float | None
+    masks: int | None
     decision_agreement: float | None
     passed: bool
     gates: Mapping[str, float]
-    mask_iou_mean: float | None = None
-    mask_iou_min: float | None = None
-    masks: int | None = None
     top1_agreement: float | None = None
     decision_agreement_by_name: Mapping[str, float] | None = None
     free_running: Mapping[str, Any] | None = None
@@ -234,6 +234,7 @@ def compare(
             or (tied is not None and tied["differ"] == tied["ties"])
         )
     )
+    found = {**dict.fromkeys((*MASKS, "masks")), **found}
     return Comparison(against, **found, ties=tied, passed=bool(passed), gates=gates)
 
 
