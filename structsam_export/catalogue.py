@@ -53,6 +53,9 @@ REPORTED = {
     "EfficientSamViT": ("none", "structsam"),
     "ImageEncoderViT": ("none", "structsam", "gradtome", "sparsesam", "cubist"),
     "HQImageEncoder": ("none", "sparsesam"),
+    # CubistMerge reports on DeiT and DINOv3, ToMe and PiToMe on DeiT, but merging block after block (docs/timm.md).
+    "TimmBackbone": ("none", "cubist"),
+    "TimmClassifier": ("none", "cubist"),
     "TinyViT": ("none",),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,7 @@ class ExportConfig:
     def model_name(self) -> str:
         """What folders and reports call the model: its name, or its checkpoint's if that is what it is read from."""
         name = checkpoint_name(self.checkpoint) if self.model == "auto" and self.checkpoint else self.model
+        name = re.sub(r"[^\w.-]", "-", name) if name.startswith("timm:") else name  # a colon is no part of file names
         return name if self.preprocessing == "auto" else f"{name}-{self.preprocessing}"
 
     def folder_name(self, rate: float | str) -> str:

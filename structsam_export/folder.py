@@ -20,7 +20,7 @@ from structsam_export.backends import EnginePair, choose_engines, plugin_library
 from structsam_export.backends.base import Engine
 from structsam_export.config import ExportConfig
 from structsam_export.drafts import MANIFEST
-from structsam_export.errors import ArtifactError, UsageError
+from structsam_export.errors import ArtifactError, UsageError, shortened
 from structsam_export.files import atomic, disk_errors, sha256_of
 from structsam_export.graphs import locations_in
 from structsam_export.manifest import PAGE as PAGE
@@ -32,7 +32,10 @@ from structsam_export.manifest import bare
 from structsam_export.reading import check_file
 
 # Of an encoder, those that it has.
-OUTPUTS = {"encoder": ("image_embeddings", "interm_embeddings"), "decoder": ("low_res_masks", "iou_predictions")}
+OUTPUTS = {
+    "encoder": ("image_embeddings", "interm_embeddings", "logits"),
+    "decoder": ("low_res_masks", "iou_predictions"),
+}
 # Files that lie beside another one and are nothing without it: an ONNX file's weights, an OpenVINO model's, the library
 # of an engine's plugins.
 COMPANIONS = {".onnx": "{name}.data", ".xml": "{stem}.bin", ".engine": plugin_library.BESIDE}
@@ -87,6 +90,24 @@ class ExportFolder:
         if not found:
             raise ArtifactError(f"{self.path / MANIFEST} has no geometry of the model. Export again with --force.")
         return found
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts that the model has: "encoder", and "decoder" where it draws masks."""
+        return tuple(self.manifest.model.get("parts", PARTS))
+
+    def require(self, part: str) -> None:
+        """Refuse what needs a part that the model has not: whatever draws or judges masks.
+
+        Raises:
+            UsageError: it has not.
+        """
+        if part not in self.parts:
+            raise UsageError(
+                f"{self.path} is an export of {shortened(self.config.model)}, which gives features and logits but "
+                "draws no masks: it has no decoder. predict, serve, pack, evaluate and whatever else needs masks take "
+                "exports of a SAM; encoder.onnx can be run as it is (docs/timm.md)."
+            )
 
     @property
     def config(self) -> ExportConfig:
@@ -188,10 +209,12 @@ class ExportFolder:
 
     def raw(self, part: str) -> Path:
         """The verified ONNX file of a part as traced."""
+        self.require(part)
         return self.verified(raw_name(part))
 
     def onnx(self, part: str) -> Path:
         """The verified ONNX file of a part that users run."""
+        self.require(part)
         return self.verified(onnx_name(part))
 
     @property
@@ -210,7 +233,7 @@ class ExportFolder:
 
     def engines_here(self, backend: str | None = None) -> EnginePair | None:
         """The engines that this machine runs (of one backend, if it is named), chosen by `choose_engines`."""
-        return choose_engines(self.manifest.engines, backend)
+        return choose_engines(self.manifest.engines, backend, alone="decoder" not in self.parts)
 
     @property
     def derived(self) -> list[str]:

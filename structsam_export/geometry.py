@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 from structsam_export.tokens import WindowGrid
@@ -23,6 +23,8 @@ class EncoderGeometry:
         out_channels: channels of the image embedding.
         windows: per block, the side of its square attention windows in tokens; 0 means global attention.
         other_macs: multiply-accumulates of all that is no block; None: of SAM's patch embedding and neck.
+        prefix: tokens that come before the grid's in every block and never merge: class token and registers.
+        positions: whether attention adds relative positions to its scores, which costs multiply-accumulates.
     """
 
     image_size: int
@@ -35,6 +37,8 @@ class EncoderGeometry:
     out_channels: int
     windows: tuple[int, ...]
     other_macs: int | None = None
+    prefix: int = 0
+    positions: bool = True
 
     @property
     def head_dim(self) -> int:
@@ -61,8 +65,10 @@ class EncoderGeometry:
         return WindowGrid(self.grid, max(self.windows, default=0))
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON holds them (tuples become lists)."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items() if v is not None}
+        """The fields as JSON holds them (tuples become lists), but for those that have their defaults."""
+        usual = {f.name: f.default for f in fields(self) if f.default is not MISSING}
+        values = {k: v for k, v in asdict(self).items() if k not in usual or v != usual[k]}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> EncoderGeometry:

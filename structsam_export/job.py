@@ -60,6 +60,8 @@ class Job:
         config = request.config
         if not request.dense:
             check_method(loaded.sam.image_encoder, config.method)
+        if not loaded.draws_masks:
+            refuse_prompts(config)
         schedule = request.resolve(loaded.geometry)
         # Text that names layers stays as it is: without them it would mean other blocks.
         by_layers = isinstance(config.rate, str) and ":" in config.rate
@@ -132,6 +134,10 @@ class Job:
             "preprocessing": loaded.spec.preprocessing,
             "geometry": loaded.geometry.to_dict(),
         }
+        if loaded.data is not None:
+            model["data"] = loaded.data.to_dict()
+        if not loaded.draws_masks:
+            model["parts"] = ["encoder"]
         if loaded.architecture is not None:
             model["architecture"] = loaded.architecture.to_dict()
         if (limits := host_of(encoder_of(loaded.sam)).PROMPTS) is not None:
@@ -149,6 +155,35 @@ class Job:
         for tensor in (*self.loaded.sam.parameters(), *self.loaded.sam.buffers()):
             tensor.data = tensor.data.new_empty(0)
         gc.collect()
+
+
+def require_masks(loaded: LoadedModel) -> LoadedModel:
+    """A model for what draws or judges masks.
+
+    Raises:
+        UsageError: it draws none.
+    """
+    if not loaded.draws_masks:
+        raise UsageError(
+            f"{loaded.spec.name} gives features and logits but draws no masks: there is nothing to compare with "
+            "true ones. evaluate, sweep and tune take a SAM; validate judges an export of this model."
+        )
+    return loaded
+
+
+def refuse_prompts(config: ExportConfig) -> None:
+    """Refuse what means nothing for a model that draws no masks, or nothing in blocks without windows.
+
+    Raises:
+        UsageError: with the first of them.
+    """
+    if config.prompt_aware:
+        raise UsageError(f"{config.model} takes no prompts. Leave --prompt-aware away.")
+    if "residual-consistency" in config.mlp:
+        raise UsageError(
+            f"--mlp residual-consistency thins out the MLPs of windowed blocks, and {config.model} has none. Pass "
+            "--mlp merge or none."
+        )
 
 
 def loaded_for(config: ExportConfig, architecture: Architecture | None = None) -> LoadedModel:

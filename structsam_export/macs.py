@@ -71,14 +71,15 @@ def block_macs(geometry: EncoderGeometry, layer: int, method: Method | None = No
     grid = g.window_grid(layer) if role is None else role.grid
     N, T = grid.tokens, grid.real_tokens
     groups = [WindowGroup(grid.windows, N, N)] if method is None else method.window_groups(grid)
+    P = g.prefix  # class token and registers, which are part of every sum
     total = 0.0
     for group in groups:
-        windows, n = group.windows, group.queries
-        total += windows * (3 * n * D * D + N * D * D)  # qkv on n tokens, proj on N
-        total += 2 * windows * g.heads * n * group.keys * d
-        total += windows * g.heads * n * sum(grid.window_shape) * d  # relative positions
+        windows, n = group.windows, group.queries + P
+        total += windows * (3 * n * D * D + (N + P) * D * D)  # qkv on n tokens, proj on N
+        total += 2 * windows * g.heads * n * (group.keys + P) * d
+        total += windows * g.heads * n * sum(grid.window_shape) * d * g.positions
     rows = T if role is None or role.mlp is None else role.mlp.rows(grid, groups)
-    total += 2 * rows * D * g.mlp_dim + 10 * T * D  # LayerNorm: 5 per element, two in a block
+    total += 2 * (rows + P) * D * g.mlp_dim + 10 * (T + P) * D  # LayerNorm: 5 per element, two in a block
     return round(total) + (role.method.macs(grid, d) if role is not None and role.method is not None else 0)
 
 

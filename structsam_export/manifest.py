@@ -31,7 +31,9 @@ FORM: dict[Any, Any] = {
     "model": {
         **dict.fromkeys(("checkpoint", "source"), str),
         "sha256": digest,
-        "preprocessing": one_of("sam", "medsam", "litemedsam", "efficientsam"),
+        "preprocessing": one_of("sam", "medsam", "litemedsam", "efficientsam", "timm"),
+        "data": dict,
+        "parts": [one_of(*PARTS)],
         **dict.fromkeys(("geometry", "architecture"), dict),
         "prompts": {"points": side, "masks": bool},
     },
@@ -92,6 +94,8 @@ def check_geometry(geometry: dict[str, Any], where: str = "manifest.model.geomet
         "grid": [side],
         "windows": [window],
         "other_macs": size,
+        "prefix": window,
+        "positions": bool,
     }
     check(geometry, form, where)
     if unknown := [name for name in geometry if name not in form]:
@@ -168,6 +172,10 @@ def check_manifest(data: Any) -> None:
         check_geometry(geometry)
     if architecture := data["model"].get("architecture"):
         check_architecture(architecture)
+    if (data["model"].get("preprocessing") == "timm") != ("data" in data["model"]):
+        raise Misfit("manifest.model has a preprocessing of timm's without its data, or the reverse")
+    if "encoder" not in data["model"].get("parts", PARTS):
+        raise Misfit("manifest.model.parts has no encoder")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from structsam_export.files import check_writable, require_space
 from structsam_export.folder import (
     OUTPUTS,
     PAGE,
-    PARTS,
     REFERENCE,
     REPORT,
     ExportFolder,
@@ -88,13 +87,14 @@ def trace_stage(job: Job, folder: ExportFolder) -> None:
     from structsam_export.trace import trace_decoder, trace_encoder
 
     sam, config = job.loaded.sam, job.config
-    with stage("trace encoder and decoder to ONNX"), folder.changing() as draft:
+    with stage(f"trace {' and '.join(folder.parts)} to ONNX"), folder.changing() as draft:
         partial = draft.path
         with job.schedule.patched(sam.image_encoder) as encoder:
             size, boxes, path = job.loaded.geometry.image_size, config.prompt_aware, partial / raw_name("encoder")
             trace_encoder(encoder, size, path, batch=config.batch, opset=config.opset, boxes=boxes)
-        trace_decoder(sam, partial / raw_name("decoder"), opset=config.opset)
-        draft.add(*(raw_name(part) for part in PARTS))
+        if "decoder" in folder.parts:
+            trace_decoder(sam, partial / raw_name("decoder"), opset=config.opset)
+        draft.add(*(raw_name(part) for part in folder.parts))
 
 
 def rewrite_stage(folder: ExportFolder) -> None:
@@ -112,16 +112,16 @@ def rewrite_into(folder: ExportFolder, draft: ExportFolder) -> None:
     from structsam_export.rewrite import apply_plugins, rewrite
 
     config = folder.config
-    sources = {part: folder.raw(part) for part in PARTS}
+    sources = {part: folder.raw(part) for part in folder.parts}
     # Also the typed encoder: it was made of another reference.
     draft.forget([*draft.derived, onnx_name("encoder"), f"{onnx_name('encoder')}.data"])
-    names = {part: onnx_name(part) for part in PARTS}
+    names = {part: onnx_name(part) for part in folder.parts}
     if config.precision != "fp32":
         names["encoder"] = REFERENCE
     forms = {"encoder": config.form if config.precision == "fp32" else "portable", "decoder": "portable"}
     found = {}
     with stage("rewrite graphs"):
-        for part in PARTS:
+        for part in folder.parts:
             target = draft.path / names[part]
             found[part] = rewrite(sources[part], target, keep_outputs=OUTPUTS[part], form=forms[part])
             if part == "encoder" and config.precision == "fp32" and chosen_plugins(config.plugins):
@@ -196,8 +196,8 @@ def inputs_of(folder: ExportFolder) -> Inputs:
     from structsam_export.validate.stages import Inputs
 
     config, model, geometry = folder.config, folder.manifest.model, EncoderGeometry.from_dict(folder.geometry)
-    photos = photos_for(config, geometry)
-    return Inputs.of(photos, geometry.image_size, model["preprocessing"], prompt_aware=config.prompt_aware)
+    how: dict[str, Any] = {"prompt_aware": config.prompt_aware, "data": model.get("data")}
+    return Inputs.of(photos_for(config, geometry), geometry.image_size, model["preprocessing"], **how)
 
 
 def build_stage(
@@ -232,11 +232,11 @@ def build_stage(
     if not chosen.BUILDS:
         return
     with folder.changing() as draft, plugins.loaded(chosen) as packed:
-        for target, (part, profile) in product(targets, profiles.items()):
+        for target, part in product(targets, folder.parts):
             fp32 = chosen.FROM_FP32 and part == "encoder"
             source = folder.fp32_encoder() if fp32 else folder.onnx(part)
             with stage(f"build {part}, {chosen.NAME} {target}"), plugins.in_graph(source, part) as fused:
-                made = chosen.build(fused, draft.path, part, target, profile)
+                made = chosen.build(fused, draft.path, part, target, profiles[part])
             draft.add_engine(plugins.noted(made, draft.path, packed))
             if part == "encoder" and (plugins.names or chosen_plugins(config.plugins)):
                 tell_plugins(made)
@@ -319,7 +319,7 @@ def validate_folder(path: Path, images: Sequence[str] = (), checkpoint: str | No
 
     folder = ExportFolder.read(path)
     check_writable(path / REPORT, "copy the folder to where it can be written to")
-    for part in PARTS:
+    for part in folder.parts:
         folder.raw(part)
         folder.onnx(part)
     folder.fp32_encoder()

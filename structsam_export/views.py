@@ -76,3 +76,32 @@ class BlockView(Protocol):
     def from_grid(self, x: Tensor) -> Tensor:
         """Tokens on the grid (B, H, W, D) -> what the block returns."""
         ...
+
+
+class SequenceAttention(AttentionView, Protocol):
+    """Attention that knows no grid and can be run as it is on any sequence of tokens; `stock` has no leading tokens."""
+
+    def sequence(self, x: Tensor, shape: tuple[int, int], pos: Tensor | None = None) -> Tensor:
+        """The module's own attention over x (B, P + n, D): P leading tokens, then n of a grid of `shape` -> the same.
+
+        Args:
+            x: normalised tokens.
+            shape: (H, W) of the grid, on which rotations depend.
+            pos: (B, n) int64, where on the grid each token sits; None: all H * W in raster order.
+        """
+        ...
+
+
+class SequenceBlock(BlockView, Protocol):
+    """A block that takes and gives tokens as one sequence, class token and registers before the grid's.
+
+    Then `to_grid` drops what leads, and `from_grid` does not bring it back.
+    """
+
+    @property
+    def prefix(self) -> int:
+        """P, leading tokens; they never merge."""
+        ...
+
+    @property
+    def attention(self) -> SequenceAttention: ...

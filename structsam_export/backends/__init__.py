@@ -27,14 +27,19 @@ BACKENDS = {
 
 @dataclass(frozen=True)
 class EnginePair:
-    """Encoder and decoder of one backend, one version and one target."""
+    """Encoder and decoder of one backend, one version and one target; models without masks have no decoder."""
 
     encoder: Engine
-    decoder: Engine
+    decoder: Engine | None
+
+    @property
+    def engines(self) -> tuple[Engine, ...]:
+        """The engines there are, the encoder first."""
+        return (self.encoder,) if self.decoder is None else (self.encoder, self.decoder)
 
     @property
     def backend(self) -> Backend:
-        """The backend that built both."""
+        """The backend that built them."""
         return backend(self.encoder.backend)
 
 
@@ -73,23 +78,26 @@ def choose_backend(requested: str) -> Backend | None:
     return rtx if rtx.installed() else None
 
 
-def engines_of(engines: Iterable[Engine]) -> list[EnginePair]:
+def engines_of(engines: Iterable[Engine], *, alone: bool = False) -> list[EnginePair]:
     """Pairs of one backend, version and target, in the order of their encoders; engines without a partner are left
-    out."""
+    out, but for encoders that are meant to stand `alone`."""
     found = list(engines)
     decoders = {(e.backend, e.version, e.sm): e for e in found if e.part == "decoder"}
     keys = {(e.backend, e.version, e.sm): e for e in found if e.part == "encoder"}
+    if alone:
+        return [EnginePair(encoder, None) for encoder in keys.values()]
     return [EnginePair(encoder, decoders[key]) for key, encoder in keys.items() if key in decoders]
 
 
-def choose_engines(engines: Sequence[Engine], asked: str | None = None) -> EnginePair | None:
+def choose_engines(engines: Sequence[Engine], asked: str | None = None, *, alone: bool = False) -> EnginePair | None:
     """The pair that this machine runs, by preference of `BACKENDS` and then the one built last; None if there is none.
 
     Args:
         engines: of one export folder.
         asked: name of a backend; only its engines are looked at.
+        alone: the export is of a model without a decoder.
     """
-    pairs = [pair for pair in engines_of(engines) if asked in (None, pair.encoder.backend)]
+    pairs = [pair for pair in engines_of(engines, alone=alone) if asked in (None, pair.encoder.backend)]
     for name in BACKENDS:
         own = [pair for pair in pairs if pair.encoder.backend == name]
         fitting = [pair for pair in own if pair.backend.fits(pair.encoder)]

@@ -43,7 +43,7 @@ weights_options = options(
         "--model",
         default="auto",
         show_default=True,
-        help=f"auto (read from --checkpoint; without one: demo), {', '.join(MODELS)}.",
+        help=f"auto (read from --checkpoint; without one: demo), {', '.join(MODELS)}, or timm:NAME (docs/timm.md).",
     ),
     click.option("--checkpoint", metavar="PATH", help="Weights: a file, or a folder of Hugging Face's."),
     click.option(

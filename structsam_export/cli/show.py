@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ def show_report(report: dict[str, Any], folder: Path, as_json: bool) -> None:
     if as_json:
         print_json(report)
     else:
+        from structsam_export.report.summary import quality_line
+
         macs = report["macs"]
         echo(f"{folder}: {'passed' if report['passed'] else 'FAILED'}")
         echo(
@@ -30,21 +32,25 @@ def show_report(report: dict[str, Any], folder: Path, as_json: bool) -> None:
         for name, row in report["parity"].items():
             agreement = row["decision_agreement"]
             decided = "" if agreement is None else f", decisions {agreement:.4%}"
-            echo(
-                f"  {name} against {row['against']}: max_rel {row['max_rel']:.1e}, mask IoU mean "
-                f"{row['mask_iou_mean']:.6f} min {row['mask_iou_min']:.6f}{decided}"
-            )
+            echo(f"  {name} against {row['against']}: max_rel {row['max_rel']:.1e}{told(row)}{decided}")
             if ties := row.get("ties"):
                 echo(
                     f"    with equal decisions; {ties['differ']} of {ties['of']} decisions differ, {ties['ties']} of "
-                    f"them ties. Left alone: mask IoU mean {row['free_running']['mask_iou_mean']:.6f}, decisions "
-                    f"{row['free_running']['decision_agreement']:.4%}"
+                    f"them ties. Left alone: max_rel {row['free_running']['max_rel']:.1e}{told(row['free_running'])}, "
+                    f"decisions {row['free_running']['decision_agreement']:.4%}"
                 )
-        echo(f"  masks against the unpatched model: IoU {report['quality']['miou_vs_dense']:.4f}")
+        echo(f"  {quality_line(report['quality'])}")
         echo(f"  report: {folder / 'report.html'}")
     if not report["passed"]:
         failed = ", ".join(name for name, row in report["parity"].items() if not row["passed"])
         raise ParityError(f"Parity failed at: {failed}. The files are kept and marked; see {folder / 'report.html'}.")
+
+
+def told(row: Mapping[str, Any]) -> str:
+    """What a row of parity says of masks, or of the best class."""
+    if "mask_iou_mean" in row:
+        return f", mask IoU mean {row['mask_iou_mean']:.6f} min {row['mask_iou_min']:.6f}"
+    return f", top-1 agreement {row['top1_agreement']:.4f}" if "top1_agreement" in row else ""
 
 
 def check_picture(path: Path) -> None:

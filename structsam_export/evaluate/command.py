@@ -171,13 +171,17 @@ def job_of(config: ExportConfig | None, folder: Path | None, checkpoint: str | N
 
     Raises:
         ArtifactError: the checkpoint is not the one that was exported.
+        UsageError: the model draws no masks.
     """
-    from structsam_export.job import Job
+    from structsam_export.job import Job, require_masks
 
     if folder is None:
         assert config is not None
-        return Job.prepare(replace(config, precision="fp32")), None
+        job = Job.prepare(replace(config, precision="fp32"))
+        require_masks(job.loaded)
+        return job, None
     exported = ExportFolder.read(folder)
+    exported.require("decoder")
     return Job.of_folder(exported, checkpoint), exported
 
 

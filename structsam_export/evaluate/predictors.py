@@ -141,6 +141,7 @@ def exported_predictor(job: Job, folder: ExportFolder, runner: str) -> Iterator[
         MissingRuntimeError: no engine can run on this machine.
         ArtifactError: a file is missing or was changed, or the folder has no engine for this machine.
     """
+    folder.require("decoder")
     config = folder.config
     with ExitStack() as active:
         if runner == "ort":
@@ -148,7 +149,7 @@ def exported_predictor(job: Job, folder: ExportFolder, runner: str) -> Iterator[
             runners = [active.enter_context(r) for r in onnx_runners(folder, active)]
         else:
             pair = engines_for(folder, runner)
-            names = [pair.encoder.file, pair.decoder.file]
+            names = [engine.file for engine in pair.engines]
             paths = [folder.verified(name) for name in names]
             runners = [active.enter_context(pair.backend.runner(path, path.name)) for path in paths]
         encoder, decoder = runners

@@ -22,6 +22,8 @@ HOSTS = {
     "EfficientSamViT": "structsam_export.hosts.efficient_sam:EfficientSam",
     "HQImageEncoder": "structsam_export.hosts.sam_hq:SamHQ",
     "ImageEncoderViT": "structsam_export.hosts.segment_anything:SegmentAnything",
+    "TimmBackbone": "structsam_export.hosts.timm_vit:TimmBackbone",
+    "TimmClassifier": "structsam_export.hosts.timm_vit:TimmClassifier",
     "TinyViT": "structsam_export.hosts.tiny_vit:TinyViT",
 }
 

@@ -49,6 +49,9 @@ class Host(Protocol):
     ENCODER_OUTPUTS: ClassVar[tuple[str, ...]]
     # What prompts may be; None: any number of points, and masks of earlier calls.
     PROMPTS: ClassVar[PromptLimits | None]
+    # Whether there is a decoder that draws masks. Others give features: their exports are of an encoder alone, and are
+    # judged by it.
+    MASKS: ClassVar[bool]
 
     def geometry(self, encoder: nn.Module) -> EncoderGeometry:
         """Sizes of an encoder.

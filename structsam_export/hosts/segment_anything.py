@@ -106,6 +106,7 @@ class SegmentAnything:
     ENCODER_INPUT: ClassVar[str] = "image"
     ENCODER_OUTPUTS: ClassVar[tuple[str, ...]] = ("image_embeddings",)
     PROMPTS: ClassVar[PromptLimits | None] = None
+    MASKS: ClassVar[bool] = True
 
     def geometry(self, encoder: nn.Module) -> EncoderGeometry:
         """Sizes of an encoder.

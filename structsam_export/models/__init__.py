@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from structsam_export.geometry import EncoderGeometry
     from structsam_export.models.architecture import Architecture
     from structsam_export.models.checkpoint import Weights
+    from structsam_export.runtime.cropped import DataConfig
 
 AUTO = "auto"  # the model whose architecture is read from its checkpoint
 
@@ -54,7 +55,8 @@ class LoadedModel:
     """A model with its weights: `sam` is float32, in eval mode and needs no gradients.
 
     `sha256` is the hex digest of the file `checkpoint`, or of the digests of its files if there are several; `source`
-    is a key of `SOURCES`. `architecture` is what was read from the weights, None for a model of `MODELS`.
+    is a key of `SOURCES`, or "timm". `architecture` is what was read from the weights, None for a model of `MODELS`;
+    `data` how photos are prepared for a model of timm.
     """
 
     spec: ModelSpec
@@ -64,6 +66,14 @@ class LoadedModel:
     geometry: EncoderGeometry
     source: str = "meta"
     architecture: Architecture | None = None
+    data: DataConfig | None = None
+
+    @property
+    def draws_masks(self) -> bool:
+        """Whether the model has a decoder, which draws masks; others give features, and logits if they classify."""
+        from structsam_export.hosts import host_of
+
+        return host_of(self.sam.image_encoder).MASKS
 
     @property
     def weights(self) -> str:
@@ -145,7 +155,7 @@ def load_model(
     """Build model `name` and load its weights.
 
     Args:
-        name: a key of `MODELS`, or "auto": the architecture is read from `checkpoint`.
+        name: a key of `MODELS`, "timm:" and a name of timm's, or "auto": the architecture is read from `checkpoint`.
         checkpoint: a file, a folder or an index of sharded weights; None: the bundled or official file.
         preprocessing: as in `ModelSpec`; None: the model's own, for "auto" its family's.
         architecture: for "auto", what an earlier run has read from these weights; None: read it.
@@ -161,7 +171,12 @@ def load_model(
     from structsam_export.models.families import family
     from structsam_export.models.fit import load_into
     from structsam_export.models.positions import fitted
+    from structsam_export.models.timm_models import TIMM, load_timm
 
+    if name.startswith(TIMM):
+        if preprocessing is not None:
+            raise UsageError(f"{name} has a preprocessing of its own. Leave --preprocessing away.")
+        return load_timm(name, checkpoint)
     spec = ModelSpec(AUTO, "", AUTO, "sam") if name == AUTO else model_spec(name)
     path, digest = _place(spec, checkpoint)
     weights = read_weights(path)
@@ -178,7 +193,7 @@ def load_model(
     if preprocessing is not None:
         spec = replace(spec, preprocessing=preprocessing)
     geometry = host_of(encoder_of(sam)).geometry(encoder_of(sam))
-    return LoadedModel(spec, sam, path, digest or _digest(weights.files), geometry, weights.source, found)
+    return LoadedModel(spec, sam, path, digest or digest_of(weights.files), geometry, weights.source, found)
 
 
 def _place(spec: ModelSpec, checkpoint: Path | None) -> tuple[Path, str | None]:
@@ -214,7 +229,7 @@ def _read(weights: Weights, path: Path, architecture: Architecture | None) -> tu
     return sam, weights.state, found
 
 
-def _digest(paths: tuple[Path, ...]) -> str:
+def digest_of(paths: tuple[Path, ...]) -> str:
     """Hex SHA-256 of a file, or of the digests and names of several."""
     import hashlib
 

@@ -33,8 +33,8 @@ def load_into(sam: Any, state: Mapping[str, Tensor], path: Path, model_name: str
     _check_constants(sam, state, path)
     state = {k: v for k, v in state.items() if k not in NOT_PERSISTENT}
     _check_family(expected, state, path, model_name)
-    _check_fit(expected, state, path, model_name)
-    sam.load_state_dict({k: _float32(k, v, path) for k, v in state.items()}, strict=True, assign=True)
+    refuse_misfit(expected, state, path, model_name)
+    sam.load_state_dict({k: float32(k, v, path) for k, v in state.items()}, strict=True, assign=True)
 
 
 def refuse_relatives(state: Mapping[str, Tensor], path: Path) -> None:
@@ -94,7 +94,14 @@ def _check_family(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], p
         raise _foreign(state, path)
 
 
-def _check_fit(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path, model_name: str) -> None:
+def refuse_misfit(
+    expected: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path, name: str, advice: str | None = None
+) -> None:
+    """Refuse weights that are not those of a model, by names and shapes; `name` is what `--model` was.
+
+    Raises:
+        CheckpointError: missing, unexpected or wrong-shape weights; ends with `advice`, or with what is known of SAM.
+    """
     missing = [k for k in expected if k not in state]
     unexpected = [k for k in state if k not in expected]
     shapes = [
@@ -105,10 +112,10 @@ def _check_fit(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], path
     found = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
     lines = [f"  {len(items)} {what}: {first(items)}" for what, items in found.items() if items]
     if lines:
-        name = "the architecture read from it" if model_name == "auto" else f"model '{model_name}'"
+        model = "the architecture read from it" if name == "auto" else f"model '{name}'"
         raise CheckpointError(
-            f"{path} does not fit {name}:\n" + "\n".join(lines) + "\n"
-            f"{_advice(expected, state, unexpected, model_name)}"
+            f"{path} does not fit {model}:\n" + "\n".join(lines) + "\n"
+            f"{advice or _advice(expected, state, unexpected, name)}"
         )
 
 
@@ -137,7 +144,12 @@ def floats() -> tuple[Any, ...]:
     return (torch.float16, torch.bfloat16, torch.float32, torch.float64, *eight)
 
 
-def _float32(name: str, weights: Tensor, path: Path) -> Tensor:
+def float32(name: str, weights: Tensor, path: Path) -> Tensor:
+    """A weight as float32; `name` and `path` are for messages.
+
+    Raises:
+        CheckpointError: not floating point, or with values that are not finite.
+    """
     import torch
 
     if not weights.is_floating_point():

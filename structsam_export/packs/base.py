@@ -40,8 +40,10 @@ class Source:
 
         Raises:
             ArtifactError: no export folder, or not ours.
+            UsageError: an export of a model that draws no masks.
         """
         folder = ExportFolder.read(path)
+        folder.require("decoder")
         return cls(folder, EncoderGeometry.from_dict(folder.geometry))
 
     @property

@@ -39,7 +39,7 @@ def apply_patch(
     """
     remove_patch(encoder)
     geometry, blocks = host_of(encoder).geometry(encoder), blocks_of(method, layers)
-    if blocks and not geometry.depth:
+    if blocks:
         check_method(encoder, next(iter(blocks.values())).NAME)
     return apply_roles(encoder, assign(geometry, blocks, mlp))
 

@@ -83,9 +83,9 @@ def head_mean(attn: AttentionView, y: Tensor) -> Tensor:
     return y.view(*y.shape[:3], attn.heads, -1).mean(3)
 
 
-def patched_class(stock: type) -> type:
-    """A subclass of the stock block whose forward follows the block's role."""
-    return type(f"Patched{stock.__name__}", (stock,), {"forward": forward})
+def patched_class(stock: type, follow: Callable[..., Any] | None = None) -> type:
+    """A subclass of the stock block whose forward follows the block's role, by `follow` or by `forward`."""
+    return type(f"Patched{stock.__name__}", (stock,), {"forward": follow or forward})
 
 
 def forward(module: Any, x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from structsam_export.hosts import host_of
 from structsam_export.patch.block import patched_class
+from structsam_export.patch.sequence import led_forward
 from structsam_export.patch.state import NAME, Patch, PatchedBlock
 
 if TYPE_CHECKING:
@@ -25,7 +26,9 @@ def apply(encoder: Any, roles: Mapping[int, Role]) -> None:
         module: Any = views[index].module
         entry = role.grid.shape if role.enter is None else grid
         setattr(module, NAME, PatchedBlock(role, views[index], patch, entry))
-        module.__class__ = patched_class(type(module))
+        # Blocks that show what leads their sequence have tokens that are on no grid.
+        follow = led_forward if hasattr(views[index], "prefix") else None
+        module.__class__ = patched_class(type(module), follow)
     setattr(encoder, NAME, patch)
     encoder.__class__ = encoder_class(type(encoder))
 

@@ -20,17 +20,26 @@ PARITY = {
     "bf16": {"max_rel": 0.02, "mask_iou_mean": 0.002, "mask_iou_min": 0.02, "decision_agreement": 0.01},
 }
 QUALITY = {"miou_vs_dense": 0.002, "miou_true_patched": 0.002}
+# In place of masks, of models that draw none.
+TOP1 = {"fp32": 0.0, "fp16": 0.01, "bf16": 0.05}
+FEATURES = {"embedding_cosine_vs_dense": 0.002, "top1_vs_dense": 0.0}
 # Shares of the stored value. Exporters of another version name a few nodes more; a rule that no longer fires, dozens.
 NODES, MACS = 0.01, 0.001
 LARGER_IS_WORSE = ("max_rel", "nodes", "macs", "time")
 
 NUMBER = (float, None)
-STAGE = {**dict.fromkeys(PARITY["fp32"], NUMBER), "against": str, "passed": bool, "gates": {str: float}}
+STAGE = {
+    **dict.fromkeys((*PARITY["fp32"], "top1_agreement"), NUMBER),
+    "against": str,
+    "passed": bool,
+    "gates": {str: float},
+}
+JUDGED = ("mask_iou_mean", "mask_iou_min", "top1_agreement")  # each only where the stage has a gate for it
 FORM: dict[Any, Any] = {
     "schema": int,
     "passed": bool,
     "parity": {str: STAGE},
-    "quality": dict.fromkeys(QUALITY, NUMBER),
+    "quality": dict.fromkeys((*QUALITY, *FEATURES), NUMBER),
     "graph": {str: {str: int}},
     "macs": {"graph": int},
     "latency": {str: {"p50": float, "interleaved": bool}},
@@ -117,7 +126,9 @@ def read_baseline(path: Path) -> dict[str, Any]:
         check(data, FORM, "baseline")
         require(data["macs"], ("graph",), "baseline.macs")
         for name, row in data["parity"].items():
-            require(row, STAGE, f"baseline.parity.{shortened(name)}")
+            where = f"baseline.parity.{shortened(name)}"
+            require(row, [key for key in STAGE if key not in JUDGED], where)
+            require(row, [key for key in JUDGED if key in row["gates"]], where)
         for photo in data["photos"]:
             require(photo, ("name", "prompts"), "baseline.photos")
         require(data["model"], ("sha256",), "baseline.model")
@@ -217,20 +228,22 @@ def parity(report: dict[str, Any], baseline: dict[str, Any]) -> Iterator[Check]:
         if now is None:
             yield Check(name, "run", None, passed=False)
             continue
-        for metric, allowed in PARITY[precision_of(now)].items():
-            yield compared(name, metric, now[metric], then[metric], allowed)
+        precision = precision_of(now)
+        for metric, allowed in {**PARITY[precision], "top1_agreement": TOP1[precision]}.items():
+            if metric in now or metric in then:
+                yield compared(name, metric, now.get(metric), then.get(metric), allowed)
 
 
 def precision_of(row: dict[str, Any]) -> str:
     """The precision whose gates a stage has; the strictest where none has these."""
-    from structsam_export.validate.parity import GATES
+    from structsam_export.validate.parity import GATES, gates_of
 
-    return next((name for name, gates in GATES.items() if dict(gates) == dict(row["gates"])), "fp32")
+    return next((name for name in GATES if gates_of(name, row) == dict(row["gates"])), "fp32")
 
 
 def quality(report: dict[str, Any], baseline: dict[str, Any]) -> Iterator[Check]:
     """What merging costs."""
-    for metric, allowed in QUALITY.items():
+    for metric, allowed in (QUALITY if "miou_vs_dense" in report["quality"] else FEATURES).items():
         yield compared("quality", metric, report["quality"].get(metric), baseline["quality"].get(metric), allowed)
 
 

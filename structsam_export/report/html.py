@@ -39,6 +39,7 @@ def render(report: dict[str, Any], found: Validation, geometry: EncoderGeometry)
         r=report,
         names=names_of(report),
         photos=photo_rows(found),
+        masks="miou_vs_dense" in report["quality"],
         maps=token_maps(found, geometry),
     )
 
@@ -76,9 +77,16 @@ def last_stage(found: Validation) -> str:
 
 
 def photo_rows(found: Validation) -> list[dict[str, Any]]:
-    """Per photo: prompts, eager masks, exported masks, their difference, and the IoU of each prompt's masks."""
+    """Per photo: prompts, eager masks, exported masks, their difference, and the IoU of each prompt's masks.
+
+    Of a model without masks: what it sees of each photo.
+    """
     last, rows = last_stage(found), []
-    for i, photo in enumerate(found.reference.inputs.photos):
+    inputs = found.reference.inputs
+    if not found.reference.eager.masks:
+        seen = [(p.name, p.image if r.seen is None else r.seen) for p, r in zip(inputs.photos, inputs.prepared)]
+        return [{"name": name, "shots": {"as seen": pictures.data_uri(image)}} for name, image in seen]
+    for i, photo in enumerate(inputs.photos):
         eager, final, dense = (found.stages[s].masks[i] for s in ("eager", last, "dense"))
         shots = {
             "photo": pictures.with_prompts(photo.image, photo.prompts),
@@ -104,7 +112,7 @@ def token_maps(found: Validation, geometry: EncoderGeometry, limit: int = 3) -> 
     reference, maps = found.reference, []
     inputs = reference.inputs
     for photo, ready, decisions in list(zip(inputs.photos, inputs.prepared, reference.decisions))[:limit]:
-        shots = {}
+        shots, shown = {}, photo.image if ready.seen is None else ready.seen
         for name, decision in decisions.items():
             kind, block = name.split(".")
             window = geometry.windows[int(block)]
@@ -115,6 +123,6 @@ def token_maps(found: Validation, geometry: EncoderGeometry, limit: int = 3) -> 
                 "mlp": f"MLP, by block {block}",
             }
             groups = decision.plan.token_groups(geometry.window_grid(int(block)))
-            shots[caption[kind]] = pictures.data_uri(pictures.token_map(ready, photo.image, groups), 240)
+            shots[caption[kind]] = pictures.data_uri(pictures.token_map(ready, shown, groups), 240)
         maps.append({"name": photo.name, "shots": shots})
     return maps if reference.names else []

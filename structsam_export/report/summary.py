@@ -9,6 +9,17 @@ from typing import Any
 from structsam_export.files import disk_errors
 from structsam_export.report.baseline import Check, Verdict, ratio, shown
 
+# What stages are judged by beside their numbers: masks, or the best class.
+JUDGED = {"mask_iou_mean": "mask IoU, mean", "mask_iou_min": "mask IoU, worst", "top1_agreement": "same best class"}
+
+
+def quality_line(quality: dict[str, Any]) -> str:
+    """The patched model against the unpatched one, in a line."""
+    if "miou_vs_dense" in quality:
+        return f"masks against the unpatched model: IoU {quality['miou_vs_dense']:.4f}"
+    best = f", the same best class in {quality['top1_vs_dense']:.0%}" if "top1_vs_dense" in quality else ""
+    return f"features against the unpatched model: cosine {quality['embedding_cosine_vs_dense']:.4f}{best}"
+
 
 def summary(report: dict[str, Any], verdict: Verdict, name: str) -> str:
     """The verdict, what became worse, and tables of parity, sizes and times.
@@ -34,9 +45,11 @@ def summary(report: dict[str, Any], verdict: Verdict, name: str) -> str:
 
 def parity_table(report: dict[str, Any], verdict: Verdict) -> list[str]:
     """A row for each stage; stored values behind those of this run."""
-    metrics = ("max_rel", "mask_iou_mean", "mask_iou_min", "decision_agreement")
-    rows = ["| stage | against | largest error | mask IoU, mean | mask IoU, worst | equal decisions | gates |"]
-    rows.append("|---|---|--:|--:|--:|--:|---|")
+    every = {"max_rel": "largest error", **JUDGED, "decision_agreement": "equal decisions"}
+    there = {key for row in report["parity"].values() for key in row}
+    metrics = [metric for metric in every if metric in there]
+    rows = [f"| stage | against | {' | '.join(every[metric] for metric in metrics)} | gates |"]
+    rows.append(f"|---|---|{'--:|' * len(metrics)}---|")
     stored = {(c.stage, c.metric): c for c in verdict.checks}
     for name, row in report["parity"].items():
         cells = [value(stored.get((name, m), Check(name, m, row[m]))) for m in metrics]
@@ -49,7 +62,8 @@ def other_table(report: dict[str, Any], verdict: Verdict) -> list[str]:
     """Quality, nodes and multiply-adds."""
     stored = [c for c in verdict.checks if c.stage not in report["parity"] and c.metric not in ("gates", "run", "time")]
     if not stored:
-        return ["", f"Masks against the unpatched model: IoU {report['quality']['miou_vs_dense']:.4f}."]
+        line = quality_line(report["quality"])
+        return ["", f"{line[0].upper()}{line[1:]}."]
     return ["", "| | now (baseline) |", "|---|--:|", *(f"| {cell(c.stage)} {c.metric} | {value(c)} |" for c in stored)]
 
 

@@ -1,7 +1,8 @@
 """What an encoder gives of an image: the embedding, or several tensors by name where its decoder reads more.
 
 SAM's encoder gives `image_embeddings` (B, C, h, w), and that array is its features. SAM-HQ's also gives
-`interm_embeddings` (B, h, w, D), the tokens after the first global block: then features are a dict of both.
+`interm_embeddings` (B, h, w, D), the tokens after the first global block: then features are a dict of both. A model of
+timm gives pooled `image_embeddings` (B, C), and `logits` (B, classes) if it classifies.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ if TYPE_CHECKING:
 
 Features = Union["np.ndarray", Mapping[str, "np.ndarray"]]
 
-EMBEDDING, EARLY = "image_embeddings", "interm_embeddings"
-# Every tensor that an encoder may hand to its decoder; what else a graph gives are decisions.
-NAMES = (EMBEDDING, EARLY)
+EMBEDDING, EARLY, LOGITS = "image_embeddings", "interm_embeddings", "logits"
+# Every tensor that an encoder may hand to its decoder, or to whoever reads its features; what else a graph gives are
+# decisions.
+NAMES = (EMBEDDING, EARLY, LOGITS)
 
 
 def features_of(outputs: Mapping[str, np.ndarray]) -> Features:

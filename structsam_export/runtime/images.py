@@ -19,13 +19,15 @@ class Prepared:
     """A photo ready for the encoder.
 
     `tensor` float32 (1, 3, S, S); `original` and `resized` are (height, width) before and after resizing, the rest
-    of the S x S square is padding; `scale` (x, y) maps photo pixels to encoder pixels.
+    of the S x S square is padding; `scale` (x, y) maps photo pixels to encoder pixels. `seen` (S, S, 3) uint8 is
+    what is left of a photo that was cropped, None where that is all of it.
     """
 
     tensor: np.ndarray
     original: tuple[int, int]
     resized: tuple[int, int]
     scale: tuple[float, float]
+    seen: np.ndarray | None = None
 
 
 def prepare(image: np.ndarray, size: int, preprocessing: str = "sam") -> Prepared:

@@ -161,6 +161,7 @@ def open_model(
         raise unknown_name("backend", backend_name, CHOICES)
     if checkpoint is not None and backend_name != EAGER:
         raise UsageError(f"A checkpoint is read by backend '{EAGER}' only. Leave it away, or use that backend.")
+    folder.require("decoder")
     active = ExitStack()
     with active:
         if backend_name == EAGER:
@@ -200,7 +201,7 @@ def _files(folder: ExportFolder, name: str, options: RunOptions) -> tuple[Backen
     pair = folder.engines_here(asked)
     if pair is not None and options.precision in (None, pair.encoder.sm):
         # An engine's own precision is in its file.
-        return pair.backend, [folder.verified(e.file) for e in (pair.encoder, pair.decoder)], options
+        return pair.backend, [folder.verified(e.file) for e in pair.engines], options
     chosen = backend(asked or "onnxruntime")
     if not chosen.reads_onnx():
         raise ArtifactError(

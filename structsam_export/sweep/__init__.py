@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from structsam_export.config import ExportConfig
 from structsam_export.console import note, progress
-from structsam_export.job import loaded_for
+from structsam_export.job import loaded_for, require_masks
 
 if TYPE_CHECKING:
     from structsam_export.datasets import Sample
@@ -105,7 +105,7 @@ def compare(
 
     check_names(protocol, prompt)
     chosen, every = opened(dataset, root, None)
-    samples, loaded = spread(every, limit), loaded_for(configs[0])
+    samples, loaded = spread(every, limit), require_masks(loaded_for(configs[0]))
     jobs, more = jobs_of(configs, loaded)
     facts = {"dataset": chosen.name, "protocol": protocol, "prompt": prompt}
     store = store_of(facts, configs[0].model_name, loaded, output, force=force)

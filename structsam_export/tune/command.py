@@ -14,7 +14,7 @@ from structsam_export.console import note
 from structsam_export.datasets import Sample
 from structsam_export.errors import BadInputError, UsageError
 from structsam_export.evaluate.store import Store, default_folder
-from structsam_export.job import loaded_for
+from structsam_export.job import loaded_for, require_masks
 from structsam_export.methods import method_class
 from structsam_export.models import LoadedModel
 from structsam_export.sweep.grid import fraction, parts, variants_of
@@ -93,7 +93,7 @@ def run(
     base = ExportConfig(model=model, checkpoint=checkpoint, preprocessing=preprocessing, precision="fp32")
     runner = checked_runner(budget, runner)
     check(menu, base, dataset, photos, prompt)
-    loaded = loaded_for(base)
+    loaded = require_masks(loaded_for(base))
     samples, name, true = images_of(dataset, photos, root, limit, loaded)
     both = halved(samples)
     store = Store(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -14,11 +14,12 @@ from structsam_export.backends import EnginePair, backend
 from structsam_export.backends.base import RunOptions
 from structsam_export.files import temporary
 from structsam_export.metrics import embedding_errors, iou, mask_ious
+from structsam_export.runtime.features import LOGITS
 from structsam_export.validate.decisions import agreement, first_image, ties
 from structsam_export.validate.stages import Reference, Stage, StageFiles, run_stage
 
 if TYPE_CHECKING:
-    from structsam_export.backends.base import Runner
+    from structsam_export.backends.base import Backend, Runner
     from structsam_export.folder import ExportFolder
     from structsam_export.roles import Plan
 
@@ -29,6 +30,9 @@ GATES = {
     "fp16": {"max_rel": 0.02, "mask_iou_mean": 0.998, "mask_iou_min": 0.99, "decision_agreement": 0.995},
     "bf16": {"max_rel": 0.2, "mask_iou_mean": 0.99, "mask_iou_min": 0.9, "decision_agreement": 0.96},
 }
+MASKS = ("mask_iou_mean", "mask_iou_min")
+# Of what classifies, in place of masks: photos with the same best class.
+TOP1 = {"fp32": 1.0, "fp16": 0.99, "bf16": 0.95}
 # By how much PyTorch's input moves when ties are looked for: what rounding does to a decision's input.
 NOISE = {"fp32": 3e-5, "fp16": 1e-3, "bf16": 1e-2}
 
@@ -43,7 +47,8 @@ class Comparison:
     Args:
         against: the stage it is compared with.
         max_abs, mean_abs, max_rel, cosine: of the embeddings, see `metrics.embedding_errors`.
-        mask_iou_mean, mask_iou_min, masks: overlap of masks, and their number.
+        mask_iou_mean, mask_iou_min, masks: overlap of masks, and their number; None where none are drawn.
+        top1_agreement: share of photos with the same largest logit; None where there are no logits.
         decision_agreement: share of equal decisions; None where a stage tells none.
         decision_agreement_by_name: the same by decision.
         free_running: max_rel, IoUs and agreement of the stages left alone, where those differ.
@@ -57,12 +62,13 @@ class Comparison:
     mean_abs: float
     max_rel: float
     cosine: float
-    mask_iou_mean: float
-    mask_iou_min: float
-    masks: int
+    mask_iou_mean: float | None
+    mask_iou_min: float | None
+    masks: int | None
     decision_agreement: float | None
     passed: bool
     gates: Mapping[str, float]
+    top1_agreement: float | None = None
     decision_agreement_by_name: Mapping[str, float] | None = None
     free_running: Mapping[str, Any] | None = None
     ties: Mapping[str, Any] | None = None
@@ -123,7 +129,7 @@ def check_stages(reference: Reference, folder: ExportFolder) -> Validation:
         pair_of = free[before], free[name]
         equal = (given.get(before, free[before]), given.get(name, free[name])) if {before, name} & set(given) else None
         parity[name] = compare(reference, before, pair_of, equal, precision=precisions.get(name, "fp32"))
-    executed = (pair.encoder.file, pair.decoder.file) if pair is not None else ()
+    executed = tuple(engine.file for engine in pair.engines) if pair is not None else ()
     stages = {"dense": reference.dense, **free}
     return Validation(reference, stages, parity, quality(reference), executed=executed)
 
@@ -146,8 +152,9 @@ def onnx_files(folder: ExportFolder) -> Iterator[list[StageFiles]]:
     Its CPU provider computes FP16 in FP32 and knows no BF16: such an encoder is judged by a temporary one that rounds
     whatever it stores.
     """
-    decoder = folder.onnx("decoder")
-    raw = ort_files("onnx_raw", folder.raw("encoder"), folder.raw("decoder"))
+    draws = "decoder" in folder.parts
+    decoder = folder.onnx("decoder") if draws else None
+    raw = ort_files("onnx_raw", folder.raw("encoder"), folder.raw("decoder") if draws else None)
     if folder.config.precision == "fp32":
         yield [raw, ort_files("onnx", folder.onnx("encoder"), decoder)]
         return
@@ -160,26 +167,32 @@ def onnx_files(folder: ExportFolder) -> Iterator[list[StageFiles]]:
         yield [raw, fp32, ort_files("onnx", rounding, decoder)]
 
 
-def ort_files(name: str, encoder: Path, decoder: Path) -> StageFiles:
+def ort_files(name: str, encoder: Path, decoder: Path | None) -> StageFiles:
     """A stage that ONNX Runtime's CPU provider runs."""
     ort = backend("onnxruntime")
 
     def load(copy: Path) -> Runner:
         return ort.runner(copy, name)
 
-    return StageFiles(name, encoder, load, lambda: ort.runner(decoder, f"{name} decoder"))
+    return StageFiles(name, encoder, load, decoder_runner(ort, decoder, f"{name} decoder"))
+
+
+def decoder_runner(runtime: Backend, decoder: Path | None, name: str) -> Callable[[], Runner] | None:
+    """What makes the runner of a decoder, where there is one."""
+    return None if decoder is None else lambda: runtime.runner(decoder, name)
 
 
 def engine_files(folder: ExportFolder, pair: EnginePair, names: Sequence[str]) -> StageFiles:
     """The engines of this machine as a stage."""
-    encoder, decoder = folder.verified(pair.encoder.file), folder.verified(pair.decoder.file)
+    encoder = folder.verified(pair.encoder.file)
+    decoder = folder.verified(pair.decoder.file) if pair.decoder is not None else None
     runtime = pair.backend
     source = folder.fp32_encoder() if runtime.FROM_FP32 else folder.onnx("encoder")
     return StageFiles(
         "engine",
         source,
         lambda copy: runtime.decided_runner(copy, pair.encoder),
-        lambda: runtime.runner(decoder, "engine decoder"),
+        decoder_runner(runtime, decoder, "engine decoder"),
         lambda: runtime.runner(encoder, "engine", RunOptions(outputs=tuple(names))),
     )
 
@@ -206,24 +219,29 @@ def compare(
     found |= agreements(*free, reference.plans) if decides else {"decision_agreement": None}
     tied: dict[str, Any] | None = None
     if decides and equal is not None and not same_decisions(*free, reference.plans):
-        found["free_running"] = {
-            key: found[key] for key in ("max_rel", "mask_iou_mean", "mask_iou_min", "decision_agreement")
-        }
+        told = ("max_rel", *MASKS, "top1_agreement", "decision_agreement")
+        found["free_running"] = {key: found[key] for key in told if key in found}
         found |= {**numbers(*equal), **agreements(*equal, reference.plans)}
         first, second = ([first_image(o) for o in stage.outputs] for stage in equal)
         tied = ties(reference.decisions, first, second, NOISE[precision])
-    gates, agreed = GATES[precision], found["decision_agreement"]
+    gates, agreed = gates_of(precision, found), found["decision_agreement"]
     passed = (
         found["max_rel"] <= gates["max_rel"]
-        and found["mask_iou_mean"] >= gates["mask_iou_mean"]
-        and found["mask_iou_min"] >= gates["mask_iou_min"]
+        and all(found[key] >= gates[key] for key in (*MASKS, "top1_agreement") if key in gates)
         and (
             agreed is None
             or agreed >= gates["decision_agreement"]
             or (tied is not None and tied["differ"] == tied["ties"])
         )
     )
+    found = {**dict.fromkeys((*MASKS, "masks")), **found}
     return Comparison(against, **found, ties=tied, passed=bool(passed), gates=gates)
+
+
+def gates_of(precision: str, found: Mapping[str, Any]) -> dict[str, float]:
+    """The gates of a precision for what was measured: masks, logits, or the embedding alone."""
+    known = {**GATES[precision], "top1_agreement": TOP1[precision]}
+    return {key: gate for key, gate in known.items() if key in found}
 
 
 def tells(reference: Reference, stage: Stage) -> bool:
@@ -232,19 +250,30 @@ def tells(reference: Reference, stage: Stage) -> bool:
 
 
 def numbers(first: Stage, second: Stage) -> dict[str, Any]:
-    """Errors of what encoders hand over, of several tensors the one with the largest, and overlap of masks."""
+    """Errors of what encoders hand over, of several tensors the largest; overlap of masks, or the same best class."""
     batch = second.embeddings[0].shape[0]
     errors = []
     for name in first.features:
         values = [np.repeat(e, batch, 0) if e.shape[0] == 1 else e for e in first.tensors(name)]
         errors.append(embedding_errors(values, second.tensors(name)))
+    worst: dict[str, Any] = max(errors, key=lambda found: found["max_rel"])
+    if LOGITS in first.features:
+        return {**worst, "top1_agreement": same_class(first, second)}
+    if not first.masks:
+        return worst
     ious = mask_ious(first.masks, second.masks)
     return {
-        **max(errors, key=lambda found: found["max_rel"]),
+        **worst,
         "mask_iou_mean": float(np.mean(ious)),
         "mask_iou_min": min(ious),
         "masks": len(ious),
     }
+
+
+def same_class(first: Stage, second: Stage) -> float:
+    """Share of photos, and of the images of their batches, whose largest logit is that of the same class."""
+    pairs = zip(first.tensors(LOGITS), second.tensors(LOGITS))
+    return float(np.mean([(a.argmax(-1) == b.argmax(-1)).mean() for a, b in pairs]))
 
 
 def agreements(first: Stage, second: Stage, plans: Mapping[str, type[Plan]]) -> dict[str, Any]:
@@ -260,10 +289,15 @@ def same_decisions(first: Stage, second: Stage, plans: Mapping[str, type[Plan]])
 
 
 def quality(reference: Reference) -> dict[str, Any]:
-    """Patched against unpatched masks, and both against true masks where the photos have them."""
+    """Patched against unpatched masks, and both against true masks where the photos have them.
+
+    Of a model without masks: the cosine of embeddings, and the share of photos whose best class stays.
+    """
     dense, eager = reference.dense, reference.eager
-    row: dict[str, Any] = {"miou_vs_dense": float(np.mean(mask_ious(dense.masks, eager.masks)))}
-    row["embedding_cosine_vs_dense"] = embedding_errors(dense.embeddings, eager.embeddings)["cosine"]
+    row: dict[str, Any] = {"embedding_cosine_vs_dense": embedding_errors(dense.embeddings, eager.embeddings)["cosine"]}
+    if not dense.masks:
+        return row | ({"top1_vs_dense": same_class(dense, eager)} if LOGITS in dense.features else {})
+    row["miou_vs_dense"] = float(np.mean(mask_ious(dense.masks, eager.masks)))
     photos = reference.inputs.photos
     truths = [(i, k, p.truth) for i, photo in enumerate(photos) for k, p in enumerate(photo.prompts)]
     truths = [(i, k, t) for i, k, t in truths if t is not None]

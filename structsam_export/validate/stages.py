@@ -13,6 +13,7 @@ from structsam_export.console import stage
 from structsam_export.eager import EagerRunner, decoder_of
 from structsam_export.hosts import host_of
 from structsam_export.patch import decisions_of, reduced_blocks
+from structsam_export.runtime.cropped import DataConfig, prepare_cropped
 from structsam_export.runtime.decoding import runner_decoder
 from structsam_export.runtime.features import EMBEDDING, NAMES, features_of, rows
 from structsam_export.runtime.images import Prepared, masks_from_logits, prepare
@@ -48,9 +49,25 @@ class Inputs:
     prompt_aware: bool = False
 
     @classmethod
-    def of(cls, photos: Sequence[Photo], size: int, preprocessing: str, *, prompt_aware: bool) -> Inputs:
-        """Prepare photos for an encoder."""
-        return cls(photos, [prepare(photo.image, size, preprocessing) for photo in photos], size, prompt_aware)
+    def of(
+        cls,
+        photos: Sequence[Photo],
+        size: int,
+        preprocessing: str,
+        *,
+        prompt_aware: bool,
+        data: dict[str, Any] | None = None,
+    ) -> Inputs:
+        """Prepare photos for an encoder, by its `data` (`DataConfig`, as manifests hold it) where it is of timm.
+
+        Raises:
+            ArtifactError: the data cannot be used.
+        """
+        if data is None:
+            made = [prepare(photo.image, size, preprocessing) for photo in photos]
+        else:
+            made = [prepare_cropped(photo.image, size, DataConfig.from_dict(data)) for photo in photos]
+        return cls(photos, made, size, prompt_aware)
 
     def feeds(self, batch: int) -> list[dict[str, Array]]:
         """Encoder inputs; a batch repeats the photo, and every entry must then come out the same."""
@@ -74,7 +91,10 @@ class Inputs:
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """What one stage computed: outputs per photo, masks per photo (P, h, w), seconds per photo."""
+    """What one stage computed: outputs per photo, masks per photo (P, h, w), seconds per photo.
+
+    A model that draws no masks has none of any photo.
+    """
 
     name: str
     outputs: list[Outputs]
@@ -83,7 +103,7 @@ class Stage:
 
     @property
     def embeddings(self) -> list[Array]:
-        """Image embeddings (B, C, h, w), by photo."""
+        """Image embeddings (B, C, h, w), or pooled ones (B, C), by photo."""
         return self.tensors(EMBEDDING)
 
     def tensors(self, name: str) -> list[Array]:
@@ -121,7 +141,8 @@ class Reference:
 def eager_reference(loaded: LoadedModel, schedule: Schedule, photos: Sequence[Photo]) -> Reference:
     """Run the unpatched and the patched model in PyTorch."""
     size, prompt_aware = loaded.geometry.image_size, schedule.prompt_aware
-    inputs = Inputs.of(photos, size, loaded.spec.preprocessing, prompt_aware=prompt_aware)
+    data = None if loaded.data is None else loaded.data.to_dict()
+    inputs = Inputs.of(photos, size, loaded.spec.preprocessing, prompt_aware=prompt_aware, data=data)
     feeds, encoder = inputs.feeds(1), loaded.sam.image_encoder
     history: list[dict[str, Any]] = []
     given = host_of(encoder).ENCODER_OUTPUTS
@@ -131,10 +152,10 @@ def eager_reference(loaded: LoadedModel, schedule: Schedule, photos: Sequence[Ph
             layers, names, plans = reduced_blocks(encoder), decision_names(encoder), decisions_of(encoder)
             module = encoder_with_decisions(encoder, history)
             eager = run(EagerRunner(module, [*given, *names], "eager", list(feeds[0])), feeds, say)
-    decode = decoder_of(loaded)
+    decode = decoder_of(loaded) if loaded.draws_masks else None
     stages = []
     for name, (outputs, seconds) in (("dense", dense), ("eager", eager)):
-        drawn = inputs.masks(decode, outputs)
+        drawn = [] if decode is None else inputs.masks(decode, outputs)
         stages.append(Stage(name, outputs, drawn, seconds))
     return Reference(inputs, stages[0], stages[1], layers, names, plans, history)
 
@@ -160,14 +181,14 @@ class StageFiles:
         name: of the stage.
         encoder: ONNX file of the encoder, from which a copy with decisions as inputs or outputs is made.
         encoder_runner: that copy -> a runner.
-        decoder_runner: makes the runner of the decoder.
+        decoder_runner: makes the runner of the decoder; None where there is none.
         free_runner: makes a runner that also gives the decisions, where that is another file than such a copy.
     """
 
     name: str
     encoder: Path
     encoder_runner: Callable[[Path], Runner]
-    decoder_runner: Callable[[], Runner]
+    decoder_runner: Callable[[], Runner] | None
     free_runner: Callable[[], Runner] | None = None
 
 
@@ -187,6 +208,8 @@ def run_stage(reference: Reference, files: StageFiles, batch: int, *, given: boo
         outputs = [{key.removesuffix(GIVEN): value for key, value in out.items()} for out in outputs]
         # Decisions that rewriting folded into constants, or left out as unused, cannot be read: they are PyTorch's.
         outputs = [repeated(eager, out) | out for eager, out in zip(reference.eager.outputs, outputs)]
+    drawn: list[Array] = []
+    if files.decoder_runner is not None:
         with files.decoder_runner() as decoder:
             drawn = reference.inputs.masks(runner_decoder(decoder), outputs)
     return Stage(files.name, outputs, drawn, seconds)

@@ -40,20 +40,28 @@ ENCODERS = {
     "EfficientSamViT": lambda: efficient_encoder(),
     "HQImageEncoder": lambda: hq_encoder(),
     "ImageEncoderViT": lambda: tiny_encoder(image=(96, 96)),
+    "TimmBackbone": lambda: timm_encoder("backbone"),
+    "TimmClassifier": lambda: timm_encoder("classifier"),
     "TinyViT": tiny_vit,
     "ToyEncoder": toy_encoder,
 }
 # Hosts that refuse all methods show no blocks: there is nothing more to check than how they are traced.
 DENSE = ("TinyViT",)
+# Some refuse single methods.
+REFUSED = dict.fromkeys(("TimmBackbone", "TimmClassifier"), ("sparsesam",))
 any_host = pytest.mark.parametrize("name", ENCODERS)
 each_host = pytest.mark.parametrize("name", [name for name in ENCODERS if name not in DENSE])
-each_method = pytest.mark.parametrize("method", [name for name in METHODS if name != "none"])
+MERGING = [name for name in METHODS if name != "none"]
+PAIRS = [(n, m) for n in ENCODERS for m in MERGING if n not in DENSE and m not in REFUSED.get(n, ())]
+each_pair = pytest.mark.parametrize(("name", "method"), PAIRS)
 # Tracing takes seconds. All methods are traced in tests/rewrite and tests/test_export.py.
 KINDS = ("none", "structsam", "tome", "sparsesam", "cubist")
 # SAM-HQ's blocks are SAM's: what differs is the tensor that it hands out of the middle.
 TRACED = {
     "HQImageEncoder": ("none", "cubist"),
     "EfficientSamViT": ("none", "structsam", "cubist"),
+    "TimmBackbone": ("cubist",),
+    "TimmClassifier": ("structsam",),
     **dict.fromkeys(DENSE, ("none",)),
 }
 each_trace = pytest.mark.parametrize(("name", "method"), [(n, m) for n in ENCODERS for m in TRACED.get(n, KINDS)])
@@ -90,6 +98,14 @@ def efficient_encoder():
     encoder = build_encoder(Architecture(sizes, positions=False), EfficientSamViT)
     torch.nn.init.normal_(encoder.pos_embed, std=0.5)
     return encoder.eval().requires_grad_(False)
+
+
+def timm_encoder(kind):
+    """A tiny model of timm without leading tokens; those are in test_timm.py."""
+    pytest.importorskip("timm", reason="timm is an extra")
+    import tiny_timms
+
+    return getattr(tiny_timms, kind)()
 
 
 def outputs_of(encoder, x):
@@ -131,7 +147,7 @@ def test_every_host_has_its_tiny_encoder():
 def test_a_host_says_what_it_can_run(name):
     encoder = ENCODERS[name]()
     refused = [method for method in METHODS if method != "none" and host_of(encoder).refusal(method)]
-    assert len(refused) == (len(METHODS) - 1 if name in DENSE else 0)
+    assert refused == (MERGING if name in DENSE else list(REFUSED.get(name, ())))
     assert bool(host_of(encoder).blocks(encoder)) == (name not in DENSE) == bool(geometry_of(encoder).depth)
 
 
@@ -211,8 +227,7 @@ def test_views_project_as_the_attention_does(name):
     assert torch.allclose(y.view(x.shape), attn.stock(x), atol=1e-5)
 
 
-@each_host
-@each_method
+@each_pair
 def test_rate_0_is_the_stock_encoder_to_the_bit(name, method):
     encoder = ENCODERS[name]()
     before, dense = snapshot(encoder), outputs_of(encoder, image_of(encoder))
@@ -221,8 +236,7 @@ def test_rate_0_is_the_stock_encoder_to_the_bit(name, method):
         assert all(map(torch.equal, outputs_of(encoder, image_of(encoder)), dense))
 
 
-@each_host
-@each_method
+@each_pair
 @pytest.mark.parametrize("mlp", [None, "merge", "residual-consistency"])
 def test_a_patch_decides_what_it_announces_and_is_reversible(name, method, mlp):
     encoder = ENCODERS[name]()
@@ -246,8 +260,7 @@ def test_a_patch_decides_what_it_announces_and_is_reversible(name, method, mlp):
     assert torch.equal(embedding_of(encoder, x), dense)
 
 
-@each_host
-@each_method
+@each_pair
 def test_plans_settle_every_token_of_every_image(name, method):
     encoder = ENCODERS[name]()
     geometry = geometry_of(encoder)

@@ -125,6 +125,7 @@ class ToyHost:
     ENCODER_INPUT = "image"
     ENCODER_OUTPUTS = ("image_embeddings",)
     PROMPTS = None
+    MASKS = True
 
     def geometry(self, encoder):
         try:
