@@ -17,7 +17,7 @@ import torch
 from trace_cache import cached_file
 
 from structsam_export import pipeline, trace
-from structsam_export.folder import PARTS, ExportFolder, companion, raw_name
+from structsam_export.folder import ExportFolder, companion, raw_name
 from structsam_export.hosts import geometry_of
 from structsam_export.patch.encoder import patch_of
 
@@ -69,8 +69,8 @@ def trace_stage(job, folder):
         finally:
             trace.trace_encoder, trace.trace_decoder = own_encoder, own_decoder
 
-    copy_parts(cached_file(key_of(*facts), make), folder.path, PARTS)
-    folder.add(*(raw_name(part) for part in PARTS))
+    copy_parts(cached_file(key_of(*facts), make), folder.path, folder.parts)
+    folder.add(*(raw_name(part) for part in folder.parts))
     folder.write()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from structsam_export.hosts.segment_anything import SegmentAnything, decoder_module, drawn_masks
+from structsam_export.hosts.segment_anything import SegmentAnything, decoder_module
 from structsam_export.runtime.limits import PromptLimits
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class EfficientSam(SegmentAnything):
         """SAM's inputs, so that what runs SAM's decoders runs this one; the two about masks are not read.
 
         Of K points the first six are, corners of boxes included. Of the outputs, the first mask is that of the three
-        others with the largest guess, see `models.efficient_sam.best_first`.
+        others with the largest guess, see `models.efficient_sam.EfficientDecoder.best_first`.
         """
         return replace(super().decoder_for_export(model), module=efficient_decoder_module(model))
 
@@ -42,17 +42,8 @@ def efficient_decoder_module(sam: Any) -> nn.Module:
             tokens = self.prompt.embedded(point_coords, point_labels)
             return tokens, image_embeddings.expand(tokens.shape[0], -1, -1, -1)
 
-        def forward(
-            self,
-            image_embeddings: Tensor,
-            point_coords: Tensor,
-            point_labels: Tensor,
-            mask_input: Tensor,
-            has_mask_input: Tensor,
-        ) -> tuple[Tensor, Tensor]:
-            hs, up = self.transformed(image_embeddings, point_coords, point_labels, mask_input, has_mask_input)
-            masks, guesses = drawn_masks(self.mask, hs, up), self.mask.iou_prediction_head(hs[:, 0])
-            made: tuple[Tensor, Tensor] = self.mask.best_first(masks, guesses)
+        def drawn(self, hs: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+            made: tuple[Tensor, Tensor] = self.mask.best_first(*super().drawn(hs, up))
             return made
 
     return Decoder().eval()

@@ -254,6 +254,10 @@ def decoder_module(sam: Any) -> nn.Module:
             h, w = image_embeddings.shape[-2:]
             return hs, m.output_upscaling(src.transpose(1, 2).reshape(-1, image_embeddings.shape[1], h, w))
 
+        def drawn(self, hs: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            """Masks (P, M, 4h, 4w) and guesses of their IoU (P, M) from what `transformed` gives."""
+            return drawn_masks(self.mask, hs, up), self.mask.iou_prediction_head(hs[:, 0])
+
         def forward(
             self,
             image_embeddings: torch.Tensor,
@@ -262,7 +266,8 @@ def decoder_module(sam: Any) -> nn.Module:
             mask_input: torch.Tensor,
             has_mask_input: torch.Tensor,
         ) -> tuple[torch.Tensor, torch.Tensor]:
-            hs, up = self.transformed(image_embeddings, point_coords, point_labels, mask_input, has_mask_input)
-            return drawn_masks(self.mask, hs, up), self.mask.iou_prediction_head(hs[:, 0])
+            return self.drawn(
+                *self.transformed(image_embeddings, point_coords, point_labels, mask_input, has_mask_input)
+            )
 
     return Decoder().eval()

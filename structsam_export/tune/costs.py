@@ -64,17 +64,12 @@ class Latency:
 
     Args:
         loaded: the model.
-        runner: of `bench --runner`; one that reads ONNX files.
+        runner: of `bench --runner`; one that `check_runner` accepts.
         store: where times are kept.
         threads: of the CPU; None: all cores.
-
-    Raises:
-        UsageError: an unknown runner, or one that needs engines.
-        MissingRuntimeError: it cannot run here.
     """
 
     def __init__(self, loaded: LoadedModel, runner: str, store: Store, threads: int | None = None) -> None:
-        check_runner(runner)
         self.loaded, self.runner, self.store = loaded, runner, store
         self.threads = threads or usable_cores()
         self.title = f"latency on {runner}"
@@ -174,7 +169,8 @@ def check_runner(name: str) -> None:
     """Refuse runners that cannot time ONNX files here.
 
     Raises:
-        UsageError, MissingRuntimeError: see `Latency`.
+        UsageError: an unknown runner, or one that needs engines.
+        MissingRuntimeError: it cannot run here.
     """
     known = bench_runners()
     reading = [other for other, (_, how) in known.items() if how.onnx]

@@ -10,7 +10,7 @@ import numpy as np
 import published_efficient as published
 import pytest
 import torch
-from PIL import Image
+from small_exports import half_on_openvino
 
 from structsam_export.errors import CheckpointError, PromptError
 from structsam_export.hosts import host_of
@@ -107,20 +107,7 @@ def test_photos_are_interpolated_as_pytorch_does():
 def export(checkpoint, tmp_path_factory):
     """FP16, merged in every block, on OpenVINO as well: folder and report."""
     pytest.importorskip("openvino")
-    from structsam_export.config import ExportConfig
-    from structsam_export.pipeline import export as made
-
-    photos = tmp_path_factory.mktemp("photos") / "photo.png"
-    Image.fromarray(published.photo()).save(photos)
-    config = ExportConfig(
-        checkpoint=str(checkpoint),
-        method="structsam",
-        rate=0.5,
-        precision="fp16",
-        backend="openvino",
-        images=(str(photos),),
-    )
-    return made(config, tmp_path_factory.mktemp("exports") / "efficient")
+    return half_on_openvino(checkpoint, published.photo(), tmp_path_factory.mktemp("efficient"))
 
 
 def test_every_stage_of_an_export_computes_the_same(export):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_exports import half_on_openvino
 
 from structsam_export.errors import CheckpointError, MissingRuntimeError, UsageError
 from structsam_export.geometry import EncoderGeometry
@@ -186,24 +187,7 @@ def test_early_tokens_of_a_smaller_grid_come_back_to_the_image(checkpoint):
 @pytest.fixture(scope="module")
 def export(checkpoint, tmp_path_factory):
     """FP16, merged, with OpenVINO's engines where it is installed: folder and report."""
-    from shared_traces import sharing
-
-    from structsam_export.config import ExportConfig
-    from structsam_export.pipeline import export as made
-
-    photos = tmp_path_factory.mktemp("photos") / "photo.png"
-    Image.fromarray(photo()).save(photos)
-    config = ExportConfig(
-        model="auto",
-        checkpoint=str(checkpoint),
-        method="structsam",
-        rate=0.5,
-        precision="fp16",
-        backend="openvino",
-        images=(str(photos),),
-    )
-    with sharing():
-        return made(config, tmp_path_factory.mktemp("exports") / "hq")
+    return half_on_openvino(checkpoint, photo(), tmp_path_factory.mktemp("hq"))
 
 
 def test_an_fp16_export_passes_and_runs(export):

@@ -12,33 +12,24 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
+from fused_graphs import IMAGE, KINDS, fused_encoders
 from graphs import run, traced
 from shared_traces import sharing
 
 from structsam_export.backends import backend
 from structsam_export.fused import DOMAIN, PLUGINS, add_functions, part
 from structsam_export.graphs import load
-from structsam_export.precision import calibrate, convert
 from structsam_export.rewrite import apply_plugins, rewrite, use_plugin
 
 ROOT = Path(__file__).parents[2]
 DEPTH = 3
-IMAGE = np.random.default_rng(0).standard_normal((2, 3, 96, 96)).astype(np.float32)
-KINDS = ("fp32", "fp16", "bf16")
 
 
 @pytest.fixture(scope="module")
 def graphs(tmp_path_factory):
     """KIND.onnx, a dense encoder, and KIND.plugins.onnx, with its three attentions fused."""
     folder = tmp_path_factory.mktemp("dense")
-    with sharing():
-        onnx.save(traced("none", "dense", (), 2), str(folder / "raw.onnx"))
-    rewrite(folder / "raw.onnx", folder / "fp32.onnx", keep_outputs=("image_embeddings",))
-    amax = calibrate(folder / "fp32.onnx", [{"image": IMAGE}])
-    for kind in ("fp16", "bf16"):
-        convert(folder / "fp32.onnx", folder / f"{kind}.onnx", kind, amax)
-    for kind in KINDS:
-        made = apply_plugins(folder / f"{kind}.onnx", folder / f"{kind}.plugins.onnx", tuple(PLUGINS))
+    for made in fused_encoders(folder, "none", "dense", ()):
         assert made.counts == {f"use_plugin.{name}": DEPTH * (name == "relpos_attention") for name in PLUGINS}
         assert made.nodes == made.nodes_before - 37
     return folder

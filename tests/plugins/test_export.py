@@ -7,8 +7,8 @@ import onnx
 import onnx_graphsurgeon as gs
 import onnxruntime as ort
 import pytest
+from fused_graphs import IMAGE, KINDS, fused_encoders
 from graphs import run, traced
-from shared_traces import sharing
 from small_exports import rewritten
 
 from structsam_export.backends import backend
@@ -20,7 +20,7 @@ from structsam_export.graphs import load
 from structsam_export.macs import graph_macs
 from structsam_export.methods.plan import MergePlan
 from structsam_export.pipeline import export, rewrite_folder
-from structsam_export.precision import calibrate, convert, low_types
+from structsam_export.precision import low_types
 from structsam_export.precision.inference import tensor_types
 from structsam_export.rewrite import apply_plugins, rewrite
 from structsam_export.validate.decisions import readable
@@ -28,8 +28,6 @@ from structsam_export.validate.stages import decisions_for
 
 DEPTH = 3
 LAYERS = tuple(range(DEPTH))
-IMAGE = np.random.default_rng(0).standard_normal((2, 3, 96, 96)).astype(np.float32)
-KINDS = ("fp32", "fp16", "bf16")
 # What merging adds to a dense block, where nothing is fused.
 ADDED = {
     "TopK",
@@ -48,14 +46,7 @@ ADDED = {
 def graphs(tmp_path_factory):
     """A folder with encoders of structsam in all three blocks: KIND.onnx, and KIND.plugins.onnx with all plugins."""
     folder = tmp_path_factory.mktemp("plugins")
-    with sharing():
-        onnx.save(traced("structsam", "cell", LAYERS, 2), str(folder / "raw.onnx"))
-    rewrite(folder / "raw.onnx", folder / "fp32.onnx", keep_outputs=("image_embeddings",))
-    amax = calibrate(folder / "fp32.onnx", [{"image": IMAGE}])
-    for kind in ("fp16", "bf16"):
-        convert(folder / "fp32.onnx", folder / f"{kind}.onnx", kind, amax)
-    for kind in KINDS:
-        made = apply_plugins(folder / f"{kind}.onnx", folder / f"{kind}.plugins.onnx", tuple(PLUGINS))
+    for made in fused_encoders(folder, "structsam", "cell", LAYERS):
         assert made.counts == {f"use_plugin.{name}": DEPTH for name in PLUGINS}
         assert made.skipped == () and made.nodes < made.nodes_before - 30 * DEPTH
     return folder
