@@ -39,6 +39,8 @@ LAYERS = {"last5": (7, 8, 9, 10, 11), "global": (2, 5, 8, 11), "all": tuple(rang
 class Cells(MergeMethod):
     """Merges cells at no cost of its own; `round` turns rate * N / 3 into a number of cells."""
 
+    NAME = "cells"
+
     round: object = floor
 
     def removed(self, layout):

@@ -39,8 +39,8 @@ def apply_patch(
     """
     remove_patch(encoder)
     geometry, blocks = host_of(encoder).geometry(encoder), blocks_of(method, layers)
-    if blocks:
-        check_method(encoder, next(iter(blocks.values())).NAME)
+    for name in dict.fromkeys(one.NAME for one in blocks.values()):
+        check_method(encoder, name)
     return apply_roles(encoder, assign(geometry, blocks, mlp))
 
 

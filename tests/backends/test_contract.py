@@ -13,6 +13,7 @@ from bench_files import dense
 from structsam_export import backends
 from structsam_export.backends import BACKENDS, backend, bench_runners, choose_backend, choose_engines
 from structsam_export.backends.base import Engine, RunOptions
+from structsam_export.backends.plugin_library import BESIDE
 from structsam_export.config import ExportConfig
 from structsam_export.doctor import diagnose
 from structsam_export.errors import ArtifactError, MissingRuntimeError, UsageError
@@ -89,9 +90,10 @@ def test_an_engine_is_a_file_named_for_what_it_is(name, own, built, tmp_path):
         assert engine.file.startswith(f"encoder.{name}-{engine.version}-{engine.sm}.")
         assert (engine.part, engine.backend, engine.executed) == ("encoder", name, False)
         assert Engine.from_dict(engine.to_dict()) == engine
-        beside = companion(engine.file)
+        beside, plugins = companion(engine.file), BESIDE.format(name=engine.file)
         left = {p.name for p in tmp_path.iterdir()}
-        assert left >= ({engine.file, beside} - {None}), "and nothing else is left"
+        assert left >= ({engine.file, beside} - {None, plugins}), "and nothing else is left"
+        assert plugins not in left, "without a plugin library there is no archive of one"
         assert not [p for p in left if p.startswith(".")]
 
 

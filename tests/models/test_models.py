@@ -41,10 +41,12 @@ def vit_b(tmp_path_factory):
 
 def test_registry():
     hq = [f"sam_hq_vit_{size}" for size in "blh"]
-    assert list(MODELS) == ["demo", "demo-1024", "vit_b", "vit_l", "vit_h", "medsam", *hq]
+    efficient = ["efficient_sam_ti", "efficient_sam_s"]
+    assert list(MODELS) == ["demo", "demo-1024", "vit_b", "vit_l", "vit_h", "medsam", *hq, *efficient]
+    own = {"medsam": "medsam", **dict.fromkeys(efficient, "efficientsam")}
     for name, spec in MODELS.items():
         assert spec.name == name
-        assert spec.preprocessing == ("medsam" if name == "medsam" else "sam")
+        assert spec.preprocessing == own.get(name, "sam")
         assert spec.architecture == {"medsam": "vit_b"}.get(name, name)
         official = name.startswith("vit_")
         assert [v is not None for v in (spec.url, spec.sha256, spec.bytes)] == [official] * 3

@@ -32,6 +32,8 @@ SHAPES = {
 class Shuffle(MergeMethod):
     """Keeps every token but lists them in another order: a plan that must not change anything."""
 
+    NAME = "shuffle"
+
     def removed(self, layout):
         return 1  # anything but 0, or the blocks stay stock
 

@@ -60,6 +60,8 @@ each_kind = pytest.mark.parametrize(("blocks", "mlp"), KINDS.values(), ids=KINDS
 class Relist(MergeMethod):
     """Keeps every token, in another order: a plan that must not change anything."""
 
+    NAME = "relist"
+
     def removed(self, layout):
         return 1  # anything but 0, or the blocks stay stock
 

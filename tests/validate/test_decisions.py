@@ -273,6 +273,8 @@ def test_the_first_image_of_a_batch():
 class Forced(MergeMethod):
     """Merges by a plan made elsewhere."""
 
+    NAME = "forced"
+
     made: Any = None
 
     def removed(self, layout):
