@@ -83,7 +83,7 @@ def photo_rows(found: Validation) -> list[dict[str, Any]]:
     """
     last, rows = last_stage(found), []
     inputs = found.reference.inputs
-    if not found.reference.eager.masks:
+    if not found.stages["eager"].masks:
         seen = [(p.name, p.image if r.seen is None else r.seen) for p, r in zip(inputs.photos, inputs.prepared)]
         return [{"name": name, "shots": {"as seen": pictures.data_uri(image)}} for name, image in seen]
     for i, photo in enumerate(inputs.photos):
