@@ -196,6 +196,7 @@ def read_geometry(encoder: Any) -> EncoderGeometry:
         mlp_dim=int(block.mlp.lin1.out_features),
         out_channels=int(encoder.neck[0].out_channels),
         windows=tuple(int(b.window_size) for b in encoder.blocks),
+        positions=bool(block.attn.use_rel_pos),
     )
 
 

@@ -14,6 +14,7 @@ from small_exports import half_on_openvino
 
 from structsam_export.errors import CheckpointError, PromptError
 from structsam_export.hosts import host_of
+from structsam_export.macs import paper_macs
 from structsam_export.manifest import check_architecture
 from structsam_export.models import ARCHITECTURES, MODELS, load_model
 from structsam_export.models.architecture import Architecture
@@ -101,6 +102,18 @@ def test_photos_are_interpolated_as_pytorch_does():
         found = prepare(photo, size, "efficientsam")
         assert np.abs(found.tensor - ((want - torch.tensor(mean)) / torch.tensor(deviation)).numpy()).max() < 1e-5
         assert found.resized == (size, size) and found.scale == (size / 120, size / 90)
+
+
+def test_macs_are_what_pytorch_counts_and_layer_norms(checkpoint):
+    """No relative positions: they cost SAM's blocks multiply-adds, and these blocks have none."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    loaded = load_model("auto", checkpoint)
+    g = loaded.geometry
+    with torch.no_grad(), FlopCounterMode(display=False) as counted:
+        loaded.sam.image_encoder(torch.zeros(1, 3, g.image_size, g.image_size))
+    assert not g.positions
+    assert paper_macs(g) == counted.get_total_flops() // 2 + g.depth * 10 * g.tokens_global * g.dim
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from importlib import import_module
 
@@ -19,6 +20,7 @@ from structsam_export.models import load_model
 from structsam_export.models.architecture import Architecture, DecoderGeometry
 from structsam_export.models.families import FAMILIES, family, family_of
 from structsam_export.patch import patched, recording
+from structsam_export.pipeline import build_folder
 from structsam_export.runtime.images import prepare
 
 package = pytest.importorskip("segment_anything_hq", reason="SAM-HQ's package is an extra")
@@ -198,6 +200,15 @@ def test_an_fp16_export_passes_and_runs(export):
     graph = load(folder / "encoder.onnx").graph
     assert [o.name for o in graph.output] == ["image_embeddings", "interm_embeddings"]
     assert [i.name for i in load(folder / "decoder.onnx").graph.input][-2:] == ["interm_embeddings", "hq_token_only"]
+
+
+def test_engines_for_gpus_are_built(export, tmp_path):
+    """Both embeddings leave the encoder's engine; no GPU is needed to build it."""
+    pytest.importorskip("tensorrt_rtx", reason="the extra rtx")
+    folder = build_folder(shutil.copytree(export[1], tmp_path / "copy"), "tensorrt-rtx", "sm89")
+    made = [engine for engine in folder.manifest.engines if engine.backend == "tensorrt-rtx"]
+    assert {engine.part for engine in made} == {"encoder", "decoder"}
+    assert all((folder.path / engine.file).stat().st_size == engine.bytes > 100_000 for engine in made)
 
 
 def test_the_predictor_gives_the_packages_masks(export, checkpoint):
