@@ -52,6 +52,11 @@ class Source:
         return self.geometry.image_size
 
     @property
+    def preprocessing(self) -> str:
+        """How photos are prepared (`runtime.images.prepare`)."""
+        return str(self.folder.manifest.model.get("preprocessing", "sam"))
+
+    @property
     def mask_side(self) -> int:
         """Side of a low-resolution mask in pixels."""
         return MASK_SCALE * self.geometry.grid[0]
@@ -122,6 +127,7 @@ class Limits:
         forms: of graphs that its runtime reads.
         why_form: the reason for forms left out.
         batches: whether it takes encoders of several images a call.
+        preprocessing: what it can do to photos (`runtime.images.prepare`).
     """
 
     sizes: tuple[int, ...] | None = (1024,)
@@ -130,6 +136,7 @@ class Limits:
     forms: tuple[str, ...] = ("portable", "attention", "ort-cpu", "openvino")
     why_form: str = ""
     batches: bool = False
+    preprocessing: tuple[str, ...] = ("sam",)
 
 
 @dataclass(frozen=True)
@@ -175,9 +182,9 @@ class Pack(ABC):
             )
         if config.batch != 1 and not limits.batches:
             return f"{who} send one image a call; this encoder takes {config.batch}. Export with --batch 1."
-        if source.folder.manifest.model.get("preprocessing", "sam") != "sam":
-            why = f"{who} pad photos and normalise them as SAM does; MedSAM, LiteMedSAM and EfficientSAM do otherwise."
-            return f"{why} Use the export's own files."
+        if source.preprocessing not in limits.preprocessing:
+            able, wanted = " or ".join(limits.preprocessing), source.preprocessing
+            return f"{who} prepare photos as for {able}; this model's are {wanted}. Use the export's own files."
         if limits.sizes is not None and source.size not in limits.sizes:
             demo = " Export --model demo-1024." if source.model == "demo" else " Export a model of that size."
             return f"{who} {limits.why_size}; this model takes {source.size} px.{demo}"

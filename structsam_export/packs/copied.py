@@ -11,6 +11,8 @@ RUNTIME = (
     *(f"runtime/{name}.py" for name in ("transforms", "images", "prompts", "features", "decoding")),
 )
 COPY = "structsam_runtime"
+# Preprocessing of which those modules can do all: photos, prompts and masks. EfficientSAM takes fewer points than SAM.
+OURS = ("sam", "medsam", "litemedsam")
 
 
 def copy_program(room: str, name: str, target: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from structsam_export.packs.base import Limits, Option, Pack
-from structsam_export.packs.copied import copy_program, copy_runtime
+from structsam_export.packs.copied import OURS, copy_program, copy_runtime
 from structsam_export.packs.described import described
 from structsam_export.packs.graphs import Core
 
@@ -24,7 +24,7 @@ class RayServe(Pack):
     NAME = "ray"
     TITLE = "app.py, config.yaml, encoder.onnx, decoder.onnx, client.py, measure.py"
     CLIENTS = "clients of Ray Serve"
-    LIMITS = Limits(sizes=None, batches=True)
+    LIMITS = Limits(sizes=None, batches=True, preprocessing=OURS)
     OPTIONS: ClassVar[Mapping[str, Option]] = {
         "device": Option(("cpu", "gpu"), "What replicas compute on; gpu: ONNX Runtime with CUDA.")
     }
@@ -44,6 +44,7 @@ class RayServe(Pack):
             described(core, part).save(folder / f"{part}.onnx", source.facts())
         about = {
             "image_size": source.size,
+            "preprocessing": source.preprocessing,
             "mask_side": source.mask_side,
             "batch": source.folder.config.batch,
             "device": self.options["device"],

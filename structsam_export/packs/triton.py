@@ -16,7 +16,7 @@ from structsam_export.errors import UsageError
 from structsam_export.folder import companion
 from structsam_export.packs import triton_config as configs
 from structsam_export.packs.base import Limits, Option, Pack
-from structsam_export.packs.copied import copy_program, copy_runtime
+from structsam_export.packs.copied import OURS, copy_program, copy_runtime
 from structsam_export.packs.described import Signature, described
 from structsam_export.packs.graphs import Core
 from structsam_export.packs.pbtxt import text
@@ -35,7 +35,7 @@ class Triton(Pack):
     TITLE = "models/ (sam, sam_embed, sam_encoder, sam_decoder, sam_preprocess), client.py"
     CLIENTS = "clients of Triton Inference Server"
     RUNTIME = "ONNX Runtime in Triton"
-    LIMITS = Limits(sizes=None, precisions=("fp32", "fp16", "bf16"), batches=True)
+    LIMITS = Limits(sizes=None, precisions=("fp32", "fp16", "bf16"), batches=True, preprocessing=OURS)
     OPTIONS: ClassVar[Mapping[str, Option]] = {
         "backend": Option(
             ("onnxruntime", "tensorrt", "openvino", "python"),

@@ -44,7 +44,7 @@ def common(name: str, backend: str, count: int = 1, batch: int = 0) -> Config:
     }
 
 
-def parameters(**values: int) -> Config:
+def parameters(**values: int | str) -> Config:
     """What a Python model reads from its configuration."""
     return {"parameters": [{"key": k, "value": {"string_value": str(v)}} for k, v in values.items()]}
 
@@ -119,11 +119,12 @@ def front_configs(source: Source) -> dict[str, Config]:
         "low_res_masks": ("float32", [-1, -1, side, side]),
     }
     sizes = {"image_size": size, "mask_side": side}
+    how = source.preprocessing
     return {
         "sam_preprocess": {
             **common("sam_preprocess", "python"),
             **rows(Signature({"image": PIXELS}, {"prepared": prepared})),
-            **parameters(image_size=size, max_pixels=MAX_PIXELS),
+            **parameters(image_size=size, preprocessing=how, max_pixels=MAX_PIXELS),
         },
         "sam_embed": {
             "name": "sam_embed",
@@ -137,7 +138,7 @@ def front_configs(source: Source) -> dict[str, Config]:
             **common("sam", "python", count=2),
             "input": [row("image", PIXELS), *(row(*item, optional=True) for item in prompts.items())],
             "output": [row(*item) for item in found.items()],
-            **parameters(**sizes, max_mask_pixels=MAX_MASK_PIXELS),
+            **parameters(**sizes, preprocessing=how, max_mask_pixels=MAX_MASK_PIXELS),
             **queue(),
         },
     }

@@ -77,9 +77,9 @@ def test_what_a_program_cannot_run_is_refused_with_the_reason(name, make_export,
             write_pack(folder.path, tmp_path / "pack", name)
         assert name in str(refused.value)
     folder.manifest.config = config
-    folder.manifest.model["preprocessing"] = "medsam"
+    folder.manifest.model["preprocessing"] = "efficientsam"
     folder.write()
-    with pytest.raises(UsageError, match="MedSAM"):
+    with pytest.raises(UsageError, match="this model's are efficientsam"):
         write_pack(folder.path, tmp_path / "pack", name)
     folder.manifest.model["preprocessing"] = "sam"
     folder.record(passed=False)

@@ -34,13 +34,15 @@ PROMPTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    """Export folder of two images a call, pack, address, log."""
+@pytest.fixture(scope="module", params=["sam", "litemedsam"])
+def served(request, tmp_path_factory):
+    """Export folder of two images a call, pack, address, log; by how photos are prepared."""
     place = tmp_path_factory.mktemp("ray")
     with pytest.MonkeyPatch.context() as patched:
         weights = registered(patched, "tiny", "tiny_model:build", save_tiny, place)
-        folder = rewritten(place / "export", model="tiny", checkpoint=str(weights), rate=0.5, batch=2)
+        folder = rewritten(
+            place / "export", model="tiny", checkpoint=str(weights), rate=0.5, batch=2, preprocessing=request.param
+        )
     ExportFolder.read(folder).record(passed=True)
     pack = write_pack(folder, place / "pack", "ray").folder
     with running(pack, place / "log") as url:

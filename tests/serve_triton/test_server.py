@@ -44,11 +44,16 @@ def repository(folder, place):
     return pack
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["one image a call", "batch of two"])
+@pytest.fixture(
+    scope="module",
+    params=[(1, "sam"), (2, "litemedsam")],
+    ids=["one image a call", "batch of two, LiteMedSAM's preprocessing"],
+)
 def served(request, tmp_path_factory):
     """Export folder, pack, running server, and what the driver found."""
     place = tmp_path_factory.mktemp("triton")
-    folder = exported(place / "export", batch=request.param)
+    batch, preprocessing = request.param
+    folder = exported(place / "export", batch=batch, preprocessing=preprocessing)
     pack = repository(folder, place / "pack")
     with running(pack / "models", place) as server:
         yield folder, pack, server, asked(server, place)

@@ -39,7 +39,7 @@ PROVIDERS = {"cpu": ["CPUExecutionProvider"], "gpu": ["CUDAExecutionProvider"]}
 
 
 def settings() -> dict[str, Any]:
-    """`sam.json`: sides of photos and masks, images a call, device, threads of a replica."""
+    """`sam.json`: sides of photos and masks, preprocessing, images a call, device, threads of a replica."""
     found: dict[str, Any] = json.loads((HERE / "sam.json").read_text(encoding="utf-8"))
     return found
 
@@ -87,7 +87,7 @@ class Encoder:
             if picture.width * picture.height > MAX_PIXELS:
                 raise ValueError(f"{picture.width} x {picture.height} pixels are more than {MAX_PIXELS}")
             pixels = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
-        return prepare(pixels, self.about["image_size"])
+        return prepare(pixels, self.about["image_size"], self.about["preprocessing"])
 
     @serve.batch(max_batch_size=1, batch_wait_timeout_s=0.01)  # type: ignore[untyped-decorator]
     async def encode(self, tensors: list[Any]) -> list[Any]:
@@ -105,7 +105,7 @@ class Decoder:
     def __init__(self) -> None:
         self.about = settings()
         self.session = session("decoder.onnx", self.about)
-        self.transform = transform_of("sam", self.about["image_size"])
+        self.transform = transform_of(self.about["preprocessing"], self.about["image_size"])
 
     async def __call__(self, embedded: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
         """The answer of `/predict`; where the encoder refused, its answer."""

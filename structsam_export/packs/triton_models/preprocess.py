@@ -1,4 +1,4 @@
-"""Triton model: a photo as the encoder takes it, resized, normalised and padded as SAM does."""
+"""Triton model: a photo as the encoder takes it, resized, normalised and padded."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ class TritonPythonModel:
         """Read sizes and limits from the configuration."""
         values = {k: v["string_value"] for k, v in json.loads(args["model_config"])["parameters"].items()}
         self.size, self.most = int(values["image_size"]), int(values["max_pixels"])
+        self.how = values["preprocessing"]
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One answer a request."""
@@ -28,4 +29,4 @@ class TritonPythonModel:
         if image.size == 0 or image.shape[2] != 3 or image.shape[0] * image.shape[1] > self.most:
             said = f"An image is uint8 (height, width, 3) of at most {self.most} pixels, not {image.shape}."
             return pb.InferenceResponse([], pb.TritonError(said, pb.TritonError.INVALID_ARG))
-        return pb.InferenceResponse([pb.Tensor("prepared", prepare(image, self.size).tensor)])
+        return pb.InferenceResponse([pb.Tensor("prepared", prepare(image, self.size, self.how).tensor)])

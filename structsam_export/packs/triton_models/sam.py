@@ -23,7 +23,7 @@ class TritonPythonModel:
         values = {k: v["string_value"] for k, v in json.loads(args["model_config"])["parameters"].items()}
         self.size, self.side = int(values["image_size"]), int(values["mask_side"])
         self.most = int(values["max_mask_pixels"])
-        self.transform = transform_of("sam", self.size)
+        self.transform = transform_of(values["preprocessing"], self.size)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One answer a request; what one asks for in error is not the others' matter."""
