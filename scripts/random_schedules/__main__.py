@@ -5,8 +5,8 @@
 
 Options of every block are drawn at random until 200 schedules lie within .01 of the chosen one's cost. All of them are
 evaluated on some images of the selection half; those that lose more there than the chosen one by three standard errors
-of the paired difference are beaten, and the others are evaluated on the whole half. Every figure is kept in the
-folder, where `tune` keeps its own.
+of the paired difference are beaten, and the others are evaluated on the whole half, where the mean decides. The same is
+told for the disagreement with the unpatched model. Every figure is kept in the folder, where `tune` keeps its own.
 """
 
 from __future__ import annotations

@@ -48,21 +48,21 @@ def compared(folder: Path, count: int, images: int, checkpoint: str | None, jobs
     tuned = ExportConfig(**{**vars(base), **chosen["schedule"]})
     others = drawn(report, base, chosen["macs_ratio"], count, Macs(loaded))
     few = measure.spread(selection, images)
-    first = losses(meter, [tuned, *others], few)
-    apart = first[1:] - first[0]
-    mean, error = measure.errors(apart, few)
+    first, moved = measured(meter, [tuned, *others], few)
+    mean, error = measure.errors(first[1:] - first[0])
     near = [i for i in range(len(others)) if mean[i] <= ERRORS * error[i]]
-    whole = losses(meter, [tuned, *(others[i] for i in near)], selection)
-    real = measure.errors(whole, selection)[0]
-    better = int((real[1:] <= real[0]).sum())
-    quantiles = np.quantile(measure.errors(first[1:], few)[0], (0, 0.05, 0.5, 0.95, 1))
+    whole, far = measured(meter, [tuned, *(others[i] for i in near)], selection)
+    real, apart = whole.mean(1), far.mean(1)
+    at = (0, 0.05, 0.5, 0.95, 1)
     return {
         "random": len(others),
-        "beaten": len(others) - better,
+        "beaten": len(others) - int((real[1:] <= real[0]).sum()),
+        "beaten_in_disagreement": len(others) - int((apart[1:] <= apart[0]).sum()),
         "images": {"all": len(few), "near": len(selection)},
         "near": len(near),
-        "tuned": {"loss": float(real[0]), "on_few": float(measure.errors(first[:1], few)[0][0])},
-        "random_on_few": dict(zip(("least", "5 %", "median", "95 %", "most"), map(float, quantiles))),
+        "tuned": {"loss": float(real[0]), "on_few": float(first[0].mean()), "disagreement": float(apart[0])},
+        "random_on_few": dict(zip(map(str, at), map(float, np.quantile(first[1:].mean(1), at)))),
+        "random_disagreement_on_few": dict(zip(map(str, at), map(float, np.quantile(moved[1:].mean(1), at)))),
         "least_of_near": float(real[1:].min()) if near else None,
     }
 
@@ -82,8 +82,8 @@ def drawn(report: dict[str, Any], base: ExportConfig, wanted: float, count: int,
     return list(dict.fromkeys(made))
 
 
-def losses(meter: Measurer, configs: list[ExportConfig], samples: Any) -> np.ndarray:
-    """mIoU lost, (configs, samples)."""
+def measured(meter: Measurer, configs: list[ExportConfig], samples: Any) -> tuple[np.ndarray, np.ndarray]:
+    """mIoU lost and disagreement with the unpatched model, (configs, samples)."""
     with progress() as bar:
         task = bar.add_task(f"{len(configs)} schedules", total=len(samples))
-        return meter.measure(configs, samples, lambda: bar.advance(task))[0]
+        return meter.measure(configs, samples, lambda: bar.advance(task))

@@ -16,6 +16,8 @@ from structsam_export.methods.energy import gradient_energy
 from structsam_export.methods.matching import match
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from structsam_export.methods.plan import MergePlan, SplitPlan
     from structsam_export.tokens import Tokens, WindowGrid
 
@@ -43,18 +45,23 @@ class StructSAM(MergeMethod):
     def plan(self, tokens: Tokens) -> MergePlan | SplitPlan:
         """Plan for all windows of a block; B of the plan = images x windows."""
         grid = tokens.grid
-        energy = gradient_energy(tokens.features, grid, "sobel")
-        cells = group_by_cell(energy, grid.window_shape)
-        steepest = cells.amax(-1)
-        steepest = rank_pads_first(steepest, grid)
+        rank, lowest = self.ranked(tokens)
+        rank = rank_pads_first(rank, grid)
         merged = merged_cells(grid, self.rate)
-        plan = cell_plan(steepest, cells.argmin(-1), grid, merged)
+        plan = cell_plan(rank, lowest, grid, merged)
         if self.variant == "cell":
             return replace(plan, pads=pad_slots(grid, merged))
         first = plan.kept - plan.groups
         protected, dst = plan.pos[:, :first], plan.pos[:, first:]
         metric = grid.partition(tokens.features)
         return match(metric, plan.sources, dst, self.removed(grid), grid, protected=protected)
+
+    def ranked(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """For all windows of a block what its cells are ranked by, float32 (B, C), least merges first; and which of a
+        cell's tokens the others join, int64 (B, C)."""
+        energy = gradient_energy(tokens.features, tokens.grid, "sobel")
+        cells = group_by_cell(energy, tokens.grid.window_shape)
+        return cells.amax(-1), cells.argmin(-1)
 
     def macs(self, grid: WindowGrid, head_dim: int) -> int:
         """MACs of energy (two 3x3 kernels a channel) and matching in one block, batch 1."""

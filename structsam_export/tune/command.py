@@ -25,7 +25,7 @@ from structsam_export.tune.measure import Measurer
 from structsam_export.tune.space import KEEP, Space, space_of
 from structsam_export.tune.steps import Budget, Steps, found, planned
 
-SCHEMA = 2
+SCHEMA = 3
 MINUTES, QUICK_MINUTES = 20.0, 5.0
 
 
@@ -34,8 +34,8 @@ class Menu:
     """What is tried: methods (`sweep.grid.parse`; a schedule has one, `quick` tries the first only), rates and MLP
     policies as lists in text; densities are those of residual consistency, one for all blocks of a schedule."""
 
-    methods: str = "structsam:cell,algm"
-    rates: str = "0.5,0.75"
+    methods: str = "structsam:cell,algm,vidtome"
+    rates: str = "0.25,0.5,0.75"
     mlps: str = "merge,residual-consistency"
     densities: str = "0.25,0.5"
     quick: bool = False
@@ -84,7 +84,7 @@ def run(
 
     Returns:
         The report: `budget`, `cost` (what it is), `model`, `images`, `prompt`, `plan`, `bootstrap`, `sensitivity`,
-        `scale`, `shift`, `uniform`, `tuned` (rows), `chosen` (of them), `verdict`, `recipe` (path), `output`.
+        `curve`, `shift`, `uniform`, `tuned` (rows), `chosen` (of them), `verdict`, `recipe` (path), `output`.
 
     Raises:
         UsageError, BadInputError, OutputError: see `sweep.compare`.

@@ -9,29 +9,124 @@ from typing import Any
 import numpy as np
 
 from structsam_export.config import ExportConfig
-from structsam_export.datasets import Sample
 from structsam_export.evaluate.statistics import Interval
 from structsam_export.tune import measure, search
 from structsam_export.tune.space import DENSE, KEEP, Choice, Space
 
 
+@dataclass(frozen=True)
+class Curve:
+    """How the loss of mIoU follows from how far masks are from the unpatched model's.
+
+    A mask that moved a little is as often better as worse: to first order differences to the true masks cancel, and
+    what stays grows with the square of the disagreement. Errors of blocks are about independent, so that squares add up
+    over blocks, too. Without true masks the loss is the disagreement itself.
+
+    Args:
+        growth: square of a schedule's disagreement, as a multiple of the sum over its blocks' own.
+        loss: loss as a multiple of the disagreement's square (with true masks) or of itself.
+        spread: standard deviation of real losses about the curve, beyond their errors.
+        true: whether there are true masks.
+    """
+
+    growth: float = 1.0
+    loss: float = 1.0
+    spread: float = 0.0
+    true: bool = True
+
+    @classmethod
+    def through(cls, sums: np.ndarray, apart: np.ndarray, losses: np.ndarray, errors: np.ndarray, true: bool) -> Curve:
+        """Least squares, through zero.
+
+        Args:
+            sums: of the blocks' squared disagreements, for each schedule; NaN where that is not known.
+            apart, losses, errors: the schedules' own disagreement and loss, and the loss' standard error.
+            true: whether there are true masks.
+        """
+        known = ~np.isnan(sums)
+        growth = slope(sums[known], apart[known] ** 2)
+        shape = apart**2 if true else apart
+        factor = slope(shape, losses)
+        rest = losses - factor * shape
+        spread = float(np.sqrt(max(np.mean(rest**2) - np.mean(errors**2), 0.0))) if len(rest) else 0.0
+        return cls(growth, factor, spread, true)
+
+    def predicted(self, total: float) -> float:
+        """Loss, by the sum of the blocks' squared disagreements."""
+        return self.expected(float(np.sqrt(self.growth * total)))
+
+    def expected(self, apart: float) -> float:
+        """Loss, by a schedule's own disagreement."""
+        return self.loss * (apart**2 if self.true else apart)
+
+    def total(self, loss: float) -> float:
+        """The sum of the blocks' squared disagreements that a loss allows."""
+        square = loss / self.loss if self.true else (loss / self.loss) ** 2
+        return square / self.growth
+
+    def drawn(self, apart: np.ndarray, losses: np.ndarray, errors: np.ndarray) -> list[float]:
+        """Losses drawn towards the curve, the more the larger their standard errors (`search.shrunk`)."""
+        rows = zip(map(float, apart), map(float, losses), map(float, errors))
+        return [search.shrunk(loss, error, self.expected(a), self.spread) for a, loss, error in rows]
+
+
+def slope(x: np.ndarray, y: np.ndarray) -> float:
+    """b of y = b x by least squares, above zero; 1 where nothing says it."""
+    found = float(x @ y / (x @ x)) if len(x) and float(x @ x) else 1.0
+    return max(found, 1e-6)
+
+
 @dataclass
 class Table:
-    """Loss and cost of every option of every block of a space, alone.
+    """Disagreement and cost of every option of every block of a space, alone.
 
     Args:
         space: the options.
-        losses: mIoU lost, by block and option, drawn towards what the disagreement with the unpatched model tells.
+        apart: disagreement with the unpatched model's masks, by block and option.
+        losses: mIoU lost, as measured.
         costs: what an option adds to the cost, as a share of the unpatched model's (negative: saves).
-        measured: mean mIoU lost as measured, and `disagreement`, by block and option.
     """
 
     space: Space
+    apart: list[list[float]]
     losses: list[list[float]]
     costs: list[list[float]]
-    measured: list[list[float]]
-    disagreement: list[list[float]]
     _made: dict[ExportConfig, search.Point] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        space: Space,
+        alone: Mapping[tuple[int, Choice], ExportConfig],
+        values: Mapping[ExportConfig, tuple[np.ndarray, np.ndarray]],
+        costs: list[list[float]],
+    ) -> Table:
+        """From what each option did alone; a rate with residual consistency has the sums of both.
+
+        Args:
+            space, alone: the options, and the configuration of each that was tried.
+            values: loss and disagreement of each configuration, by image.
+            costs: of all options (`costs.Cost.table`).
+        """
+        means = {key: [float(v.mean()) for v in values[config]] for key, config in alone.items()}
+
+        def figures(block: int, choice: Choice) -> tuple[float, float]:
+            if choice == DENSE:
+                return 0.0, 0.0
+            if (block, choice) in means:
+                loss, apart = means[block, choice]
+                return loss, apart
+            rate, keep = means[block, Choice(choice.rate)], means[block, Choice(0.0, KEEP)]
+            return rate[0] + keep[0], float(np.hypot(rate[1], keep[1]))
+
+        every = [[figures(block, choice) for choice in options] for block, options in enumerate(space.options)]
+        losses, apart = ([[pair[k] for pair in row] for row in every] for k in range(2))
+        return cls(space, apart, losses, costs)
+
+    @property
+    def squares(self) -> list[list[float]]:
+        """What the search adds up."""
+        return [[value**2 for value in row] for row in self.apart]
 
     def config(self, point: search.Point) -> ExportConfig:
         """The configuration of a point of the search."""
@@ -40,16 +135,24 @@ class Table:
         return made
 
     def front(self) -> list[search.Point]:
-        """Schedules of least predicted loss for every cost."""
-        return search.front(self.costs, self.losses)
+        """Schedules of the least sum of squared disagreements (`Point.loss`) for every cost."""
+        return search.front(self.costs, self.squares)
 
     def knows(self, config: ExportConfig) -> bool:
         """Whether the configuration was made of a point of this table."""
         return config in self._made
 
     def point(self, config: ExportConfig) -> search.Point:
-        """That point: predicted loss, before it is scaled, and cost, before it is shifted."""
+        """That point; its cost is not shifted yet."""
         return self._made[config]
+
+    def uniform(self, rate: float) -> float:
+        """Sum of squared disagreements of one rate in all blocks; NaN where it was not tried."""
+        picked = [
+            [square for choice, square in zip(*row) if choice == Choice(rate)]
+            for row in zip(self.space.options, self.squares)
+        ]
+        return sum(squares[0] for squares in picked) if all(picked) else float("nan")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, one entry a block and option."""
@@ -61,9 +164,8 @@ class Table:
                     {
                         "rate": choice.rate,
                         "mlp": choice.mlp,
-                        "loss": self.measured[b][i],
-                        "expected": self.losses[b][i],
-                        "disagreement": self.disagreement[b][i],
+                        "loss": self.losses[b][i],
+                        "disagreement": self.apart[b][i],
                         "cost": self.costs[b][i],
                     }
                     for i, choice in enumerate(options)
@@ -73,57 +175,13 @@ class Table:
         }
 
 
-def predicted(
-    space: Space,
-    alone: Mapping[tuple[int, Choice], ExportConfig],
-    values: Mapping[ExportConfig, tuple[np.ndarray, np.ndarray]],
-    samples: Sequence[Sample],
-    costs: list[list[float]],
-) -> Table:
-    """Losses of all options from what each did alone, beside their costs.
-
-    A difference of a thousandth is within the noise of a few images, and the disagreement with the unpatched model is
-    not: a loss is drawn towards `slope` x disagreement, the more the larger its standard error. Losses below 0 count
-    as 0: they would not add up over blocks.
-
-    Args:
-        space, alone: the options, and the configuration of each that was tried.
-        values: loss and disagreement of each configuration, by image.
-        samples: those images.
-        costs: of all options (`costs.Cost.table`).
-    """
-    keys = list(alone)
-    loss, error = measure.errors(np.stack([values[alone[key]][0] for key in keys]), samples)
-    apart, _ = measure.errors(np.stack([values[alone[key]][1] for key in keys]), samples)
-    slope = max(float(apart @ loss / max(apart @ apart, 1e-12)), 0.0)
-    rest = loss - slope * apart
-    wide = float(np.sqrt(max(np.mean(rest**2) - np.mean(error**2), 0.0)))
-    means = {
-        k: (float(m), max(search.shrunk(float(m), float(e), slope * float(a), wide), 0.0), float(a))
-        for k, m, e, a in zip(keys, loss, error, apart)
-    }
-    zero = (0.0, 0.0, 0.0)
-
-    def figures(block: int, choice: Choice) -> tuple[float, float, float]:
-        if choice == DENSE:
-            return zero
-        if (block, choice) in means:
-            return means[block, choice]
-        pair = means[block, Choice(choice.rate)], means[block, Choice(0.0, KEEP)]
-        return (pair[0][0] + pair[1][0], pair[0][1] + pair[1][1], pair[0][2] + pair[1][2])
-
-    every = [[figures(block, choice) for choice in options] for block, options in enumerate(space.options)]
-    measured, losses, disagreement = ([[f[k] for f in row] for row in every] for k in range(3))
-    return Table(space, losses, costs, measured, disagreement)
-
-
-def finalists_of(tables: Sequence[Table], budget: Any, scale: float, shift: float, count: int) -> list[ExportConfig]:
+def finalists_of(tables: Sequence[Table], budget: Any, curve: Curve, shift: float, count: int) -> list[ExportConfig]:
     """Schedules to evaluate for real, around the budget and along the front of all tables.
 
     Args:
         tables: one a method.
         budget: `command.Budget`.
-        scale: real losses as a multiple of predicted ones.
+        curve: what losses follow from.
         shift: real costs less predicted ones.
         count: how many, at most.
     """
@@ -135,26 +193,26 @@ def finalists_of(tables: Sequence[Table], budget: Any, scale: float, shift: floa
             best(points, c) for c in wanted[2:]
         ]
     else:
-        near = [least(points, budget.loss * share / scale) for share in (1.0, 0.75, 1.3, 0.5, 1.6, 0.25)]
+        near = [least(points, curve.total(budget.loss * share)) for share in (1.0, 0.75, 1.3, 0.5, 1.6, 0.25)]
     made = [table.config(point) for point, table in near if point.cost < 0]
     return list(dict.fromkeys(made))[: max(count, 2)]
 
 
 def best(points: Sequence[tuple[search.Point, Table]], cost: float, rank: int = 0) -> tuple[search.Point, Table]:
-    """The schedule of least loss at a cost; `rank` 1: that of the next best method, where there is one."""
+    """The schedule of least disagreement at a cost; `rank` 1: that of the next best method, where there is one."""
     by_table = {id(table): (search.safest([p for p, t in points if t is table], cost), table) for _, table in points}
     ordered = sorted(by_table.values(), key=lambda pair: (pair[0].cost > cost + 1e-12, pair[0].loss))
     return ordered[min(rank, len(ordered) - 1)]
 
 
 def least(points: Sequence[tuple[search.Point, Table]], loss: float) -> tuple[search.Point, Table]:
-    """The schedule of least cost at a loss."""
+    """The schedule of least cost at a sum of squared disagreements."""
     point = search.cheapest([point for point, _ in points], loss)
     return next(pair for pair in points if pair[0] is point)
 
 
 def choose(ratios: Sequence[float], losses: Sequence[float], budget: Any) -> int:
-    """The finalist to take, by what they lose on the selection half: its number.
+    """The finalist to take, by what they lose on the selection half (`Curve.drawn`): its number.
 
     Of those within the budget the one that costs (of a loss) or loses (of a cost) least; if none is within, the
     one that comes nearest.
@@ -194,7 +252,6 @@ def verdict_of(
     uniform: Sequence[dict[str, Any]],
     losses: np.ndarray,
     others: np.ndarray,
-    held: Sequence[Sample],
     budget: Any,
     title: str,
 ) -> dict[str, Any]:
@@ -203,14 +260,14 @@ def verdict_of(
     It is compared with the uniform schedule next to it in cost (`title` says in what), paired by image.
     """
     near = min(range(len(uniform)), key=lambda i: abs(uniform[i]["cost"] - chosen["cost"]))
-    gain = measure.summary((others[near] - losses)[None], held)[0]
+    gain = measure.summary((others[near] - losses)[None])[0]
     low, high = gain["low"], gain["high"]
     sure = low is not None and high is not None and not low <= 0 <= high
     own = chosen["held_out"]
     from structsam_export.evaluate.command import spread
 
     lines = [
-        f"{chosen['name']}: {1 - chosen['cost']:.1%} of the {title} saved, mIoU lost {spread(own)} on {len(held)} "
+        f"{chosen['name']}: {1 - chosen['cost']:.1%} of the {title} saved, mIoU lost {spread(own)} on {len(losses)} "
         "held-out images.",
         f"Against {uniform[near]['name']} ({1 - uniform[near]['cost']:.1%} saved, lost "
         f"{spread(uniform[near]['held_out'])}): {spread(gain, '+')} mIoU"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -131,29 +130,24 @@ def halves(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
 
 
 def spread(samples: Sequence[Sample], count: int) -> list[Sample]:
-    """`count` samples, the groups in turn: all of them as alike in number as they can be."""
-    groups: dict[str, deque[Sample]] = {}
-    for sample in samples:
-        groups.setdefault(sample.group, deque()).append(sample)
-    chosen: list[Sample] = []
-    while len(chosen) < min(count, len(samples)):
-        chosen += [members.popleft() for members in groups.values() if members][: count - len(chosen)]
-    return chosen
+    """`count` samples at even distances: groups, which follow each other, by their sizes."""
+    chosen = min(count, len(samples))
+    return [samples[(2 * i + 1) * len(samples) // (2 * chosen)] for i in range(chosen)]
 
 
-def summary(values: np.ndarray, samples: Sequence[Sample]) -> list[Interval]:
-    """Mean over groups of each row's means over images, with bootstrap intervals; values (rows, samples)."""
-    names = [sample.group for sample in samples]
-    return intervals([values[:, [n == group for n in names]].T for group in dict.fromkeys(names)])
+def summary(values: np.ndarray) -> list[Interval]:
+    """Mean over images of each row (rows, samples), with bootstrap intervals.
+
+    Images of all groups count alike, other than in `evaluate`: a half may hold a single image of a group.
+    """
+    return intervals([values.T])
 
 
-def errors(values: np.ndarray, samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean over groups of each row (rows, samples), and its standard error; a group of one image adds none."""
-    names = np.asarray([sample.group for sample in samples])
-    groups = [values[:, names == group] for group in dict.fromkeys(names)]
-    means = np.mean([g.mean(1) for g in groups], axis=0)
-    variances = [g.var(1, ddof=1) / g.shape[1] if g.shape[1] > 1 else np.zeros(len(g)) for g in groups]
-    return means, np.sqrt(np.sum(variances, axis=0)) / len(groups)
+def errors(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean over images of each row (rows, samples), and its standard error; 0 where there is one image."""
+    count = values.shape[1]
+    deviation = values.std(1, ddof=1) if count > 1 else np.zeros(len(values))
+    return values.mean(1), deviation / np.sqrt(count)
 
 
 def plain(config: ExportConfig) -> dict[str, Any]:

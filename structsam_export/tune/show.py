@@ -31,7 +31,7 @@ def table(report: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]
 
 
 def plot(report: dict[str, Any], target: Path) -> None:
-    """Left: mIoU lost on held-out images against MACs, uniform and tuned. Right: mIoU lost by each block alone.
+    """Left: mIoU lost on held-out images against MACs, uniform and tuned. Right: what each block alone does to masks.
 
     Args:
         report: of `command.run`.
@@ -103,7 +103,7 @@ def by_method(tables: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def heat(figure: Any, axis: Any, one: dict[str, Any]) -> None:
-    """Blocks x options of one method: measured loss of each alone, in points."""
+    """Blocks x options of one method: disagreement of each alone with the unpatched model's masks, in points."""
     import numpy as np
 
     options = list(dict.fromkeys(o["label"] for block in one["blocks"] for o in block if tried(o)))
@@ -111,16 +111,15 @@ def heat(figure: Any, axis: Any, one: dict[str, Any]) -> None:
     for column, block in enumerate(one["blocks"]):
         for option in block:
             if tried(option):
-                grid[options.index(option["label"]), column] = 100 * option["loss"]
-    most = max(float(np.nanmax(np.abs(grid))), 1e-6)
-    image = axis.imshow(grid, cmap="RdYlGn_r", vmin=-most, vmax=most, aspect="auto")
+                grid[options.index(option["label"]), column] = 100 * option["disagreement"]
+    image = axis.imshow(grid, cmap="YlOrRd", vmin=0, aspect="auto")
     for (y, x), value in np.ndenumerate(grid):
         if not np.isnan(value):
             axis.text(x, y, f"{value:.1f}", ha="center", va="center", fontsize=6)
     axis.set_xticks(range(grid.shape[1]))
     axis.set_yticks(range(len(options)), options, fontsize=7)
     axis.set_xlabel("block")
-    axis.set_title(f"{one['method']}: points lost by one block alone", fontsize=8)
+    axis.set_title(f"{one['method']}: 1 - IoU with unpatched masks, one block alone, points", fontsize=8)
     figure.colorbar(image, ax=axis)
 
 
@@ -151,7 +150,7 @@ img{{max-width:100%}}</style>
 {images["held_out"]} held out ({masks}). The cost is {html.escape(report["cost"])}. Brackets hold 95 % bootstrap
 intervals over images.</p>
 {"".join(f"<p>{html.escape(line)}</p>" for line in report["verdict"]["lines"])}
-<img alt="mIoU lost against MACs, and the loss of each block alone" src="data:image/svg+xml;base64,{picture}">
+<img alt="mIoU lost against MACs, and what each block alone does to masks" src="data:image/svg+xml;base64,{picture}">
 <table><tr>{"".join(f"<th>{html.escape(c)}</th>" for c in head)}</tr>{cells}</table>
 </html>
 """

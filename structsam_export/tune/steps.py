@@ -17,7 +17,7 @@ from structsam_export.evaluate.store import Store, read
 from structsam_export.methods import method_class
 from structsam_export.tune import measure
 from structsam_export.tune.costs import Cost, Macs
-from structsam_export.tune.finalists import choose, finalists_of, predicted, row_of, verdict_of
+from structsam_export.tune.finalists import Curve, Table, choose, finalists_of, row_of, verdict_of
 from structsam_export.tune.measure import Measurer
 from structsam_export.tune.space import DENSE, KEEP, Choice, Space
 
@@ -110,8 +110,9 @@ def planned(
     if kept and all(kept.get(name) == value for name, value in facts.items()):
         return kept
     steps.measure("time of one encoder call", uniforms(spaces)[:1], measure.spread(selection, 2 * steps.meter.workers))
-    each = steps.meter.seconds / max(steps.meter.done, 1) / steps.meter.workers / 1.5  # the unpatched model ran, too
-    each = max(each, 1e-3)
+    # The unpatched model ran, too. Where all figures were known, nothing was timed but by an earlier plan.
+    timed = steps.meter.seconds / max(steps.meter.done, 1) / steps.meter.workers / 1.5
+    each = max(timed or (kept or {}).get("seconds_each", 1.0), 1e-3)
     affordable = int(SENSITIVITY * 60 * minutes / each / len(alone))
     rest = (1 - SENSITIVITY) * 60 * minutes / each
     count = min(max(affordable, min(FEWEST, len(selection))), len(selection))
@@ -134,36 +135,42 @@ def found(
     alone = [singles(space) for space in spaces]
     every = list(dict.fromkeys(config for each in alone for config in each.values()))
     values = dict(zip(every, zip(*steps.measure("one block alone", every, few))))
-    tables = [predicted(space, each, values, few, steps.cost.table(space)) for space, each in zip(spaces, alone)]
+    tables = [Table.of(space, each, values, steps.cost.table(space)) for space, each in zip(spaces, alone)]
     common = uniforms(spaces)
-    trial = steps.measure("uniform schedules, selection half", common, selection)[0]
+    trial, moved = steps.measure("uniform schedules, selection half", common, selection)
+    sums = [uniform_sum(tables, config) for config in common]
     configs: list[ExportConfig] = []
-    losses = np.zeros((0, len(selection)))
-    scale, shift = 1.0, 0.0
+    true, shift = steps.meter.true, 0.0
+    curve = Curve.through(np.array(sums), moved.mean(1), *measure.errors(trial), true)
     for turn in range(2):  # what the first finalists really lose and cost corrects the search for the second
-        more = [c for c in finalists_of(tables, budget, scale, shift, plan["finalists"] // 2) if c not in configs]
+        more = [c for c in finalists_of(tables, budget, curve, shift, plan["finalists"] // 2) if c not in configs]
         if more:
-            losses = np.vstack([losses, steps.measure(f"finalists {turn + 1}", more, selection)[0]])
+            losses, apart = steps.measure(f"finalists {turn + 1}", more, selection)
+            trial, moved = np.vstack([trial, losses]), np.vstack([moved, apart])
             configs += more
         guesses = [next(table.point(c) for table in tables if table.knows(c)) for c in configs]
-        scale = scale_of([g.loss for g in guesses], measure.errors(losses, selection)[0])
+        curve = Curve.through(
+            np.array([*sums, *(g.loss for g in guesses)]), moved.mean(1), *measure.errors(trial), true
+        )
         real = steps.cost.ratios(configs)
         shift = float(np.mean([r - 1 - g.cost for r, g in zip(real, guesses)])) if configs else 0.0
     both = [*common, *configs]
     ratios = [*steps.cost.ratios(common), *real]
-    chosen = choose(real, list(measure.errors(losses, selection)[0]), budget)
-    judged = steps.measure("held-out half", both, held)[0]
-    chose = [*measure.summary(trial, selection), *measure.summary(losses, selection)]
+    likely = curve.drawn(moved.mean(1), *measure.errors(trial))[len(common) :]
+    chosen = choose(real, likely, budget)
+    judged, far = steps.measure("held-out half", both, held)
     macs = Macs(steps.meter.loaded).ratios(both)
-    rows = [row_of(*row) for row in zip(both, ratios, macs, chose, measure.summary(judged, held))]
+    rows = [row_of(*row) for row in zip(both, ratios, macs, measure.summary(trial), measure.summary(judged))]
+    for row, *pair in zip(rows, moved.mean(1), far.mean(1)):
+        row["disagreement"] = dict(zip(("selection", "held_out"), map(float, pair)))
     uniform, tuned = rows[: len(common)], rows[len(common) :]
     for row, guess in zip(tuned, guesses):
-        row |= {"predicted": guess.loss * scale, "predicted_cost": 1 + guess.cost + shift}
+        row |= {"predicted": curve.predicted(guess.loss), "predicted_cost": 1 + guess.cost + shift}
     return {
         "plan": plan,
         "bootstrap": {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED},
         "sensitivity": [table.to_dict() for table in tables],
-        "scale": scale,
+        "curve": vars(curve),
         "shift": shift,
         "uniform": uniform,
         "tuned": tuned,
@@ -173,16 +180,13 @@ def found(
             uniform,
             judged[len(common) + chosen],
             judged[: len(common)],
-            held,
             budget,
             steps.cost.title,
         ),
     }
 
 
-def scale_of(guesses: Sequence[float], real: np.ndarray) -> float:
-    """What the finalists lose, as a multiple of what was predicted: least squares through zero, within bounds."""
-    guess = np.asarray(guesses)
-    if not len(guess) or not float(guess @ guess):
-        return 1.0
-    return float(np.clip(guess @ real / (guess @ guess), 0.25, 4.0))
+def uniform_sum(tables: Sequence[Table], config: ExportConfig) -> float:
+    """What a uniform schedule's blocks alone disagree, squared and added up; NaN where that was not tried."""
+    table = next(t for t in tables if (t.space.base.method, t.space.base.variant) == (config.method, config.variant))
+    return table.uniform(float(config.rate or 0))

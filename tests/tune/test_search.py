@@ -13,7 +13,7 @@ from structsam_export.errors import UsageError
 from structsam_export.geometry import GEOMETRIES
 from structsam_export.methods.mlp import MergedMLP, ResidualConsistency
 from structsam_export.schedule import resolve
-from structsam_export.tune.finalists import choose
+from structsam_export.tune.finalists import Curve, choose
 from structsam_export.tune.measure import errors, halves, spread
 from structsam_export.tune.search import at_random, cheapest, front, safest, shrunk
 from structsam_export.tune.space import DENSE, KEEP, MERGE, Choice, Space, ranges
@@ -102,10 +102,35 @@ def test_halves_share_no_image_and_every_group_is_in_both():
     assert len(spread(chosen, 99)) == 7
 
 
-def test_means_are_over_groups_and_errors_are_theirs():
-    samples = [Named("1", "a"), Named("2", "a"), Named("3", "b")]
-    mean, error = errors(np.asarray([[0.0, 0.2, 0.5]]), samples)
-    assert mean[0] == pytest.approx(0.3) and error[0] == pytest.approx(np.std([0, 0.2], ddof=1) / np.sqrt(2) / 2)
+def test_means_are_over_images_and_errors_are_theirs():
+    values = [0.0, 0.2, 0.5]
+    mean, error = errors(np.asarray([values]))
+    assert mean[0] == pytest.approx(0.7 / 3) and error[0] == pytest.approx(np.std(values, ddof=1) / np.sqrt(3))
+    assert errors(np.asarray([[0.2]]))[1] == [0]
+
+
+@pytest.mark.parametrize("true", [True, False])
+def test_the_curve_finds_what_noisy_losses_follow_from(true):
+    """Two hundred schedules whose squared disagreement is 1.4 times its blocks', and whose loss is half of it."""
+    rng = np.random.default_rng(0)
+    sums = rng.uniform(0.001, 0.05, 200)
+    apart = np.sqrt(1.4 * sums)
+    exact = apart**2 / 2 if true else apart
+    losses = exact + rng.normal(0, 0.002, 200)
+    sums[::7] = np.nan
+    curve = Curve.through(sums, apart, losses, np.full(200, 0.002), true)
+    assert curve.growth == pytest.approx(1.4) and curve.loss == pytest.approx(0.5 if true else 1, rel=0.02)
+    assert curve.spread < 5e-4
+    assert curve.predicted(0.02) == pytest.approx(0.014 if true else np.sqrt(0.028), rel=0.02)
+    assert curve.total(curve.predicted(0.02)) == pytest.approx(0.02)
+    near = np.array(curve.drawn(apart, losses, np.full(200, 0.002)))
+    assert np.abs(near - exact).mean() < 0.2 * np.abs(losses - exact).mean()
+    assert curve.drawn(apart[:1], losses[:1], np.zeros(1)) == pytest.approx(losses[:1])
+
+
+def test_a_curve_of_nothing_keeps_its_defaults():
+    none = np.zeros(0)
+    assert Curve.through(none, none, none, none, True).predicted(0.3) == pytest.approx(0.3)
 
 
 def test_what_is_taken_of_the_finalists():

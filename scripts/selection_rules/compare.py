@@ -1,0 +1,54 @@
+"""Evaluating rules on one set, and what differs from the published one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from selection_rules.package import ExportConfig, Measurer, Store, loaded_for, measure, opened, progress
+from selection_rules.rules import register
+
+PUBLISHED = "structsam"
+
+
+def compared(
+    rates: Sequence[float],
+    dataset: str,
+    limit: int | None,
+    model: str,
+    checkpoint: str | None,
+    jobs: int,
+    output: Path,
+) -> list[dict[str, Any]]:
+    """A row for each rate and rule: `lost`, and `gain` over the published rule (None for that one), as intervals."""
+    names = [PUBLISHED, *register()]
+    base = ExportConfig(model=model, checkpoint=checkpoint, precision="fp32")
+    loaded = loaded_for(base)
+    chosen, every = opened(dataset, None, None)
+    samples = measure.spread(every, limit or len(every))
+    store = Store(output, {"rules": True, "dataset": chosen.name, "weights": loaded.weights})
+    meter = Measurer(loaded, store, workers=jobs)
+    known = [(rate, name) for rate in rates for name in names]
+    configs = [ExportConfig(**{**vars(base), "method": name, "rate": rate}) for rate, name in known]
+    with store.kept(), progress() as bar:
+        task = bar.add_task(f"{len(configs)} schedules", total=len(samples))
+        losses, _ = meter.measure(configs, samples, lambda: bar.advance(task))
+    lost = measure.summary(losses)
+    gains = measure.summary(losses[[known.index((rate, PUBLISHED)) for rate, _ in known]] - losses)
+    return [
+        {"rate": rate, "rule": name, "images": len(samples), "lost": row, "gain": None if name == PUBLISHED else gain}
+        for (rate, name), row, gain in zip(known, lost, gains)
+    ]
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows in Markdown."""
+
+    def text(row: Any) -> str:
+        return f"{row['mean']:.4f} ({row['low']:.4f}, {row['high']:.4f})" if row else ""
+
+    lines = [f"{rows[0]['images']} images", "", "| rate | rule | mIoU lost | gain over the published rule |"]
+    lines += ["|--:|---|---|---|"]
+    lines += [f"| {r['rate']:g} | {r['rule']} | {text(r['lost'])} | {text(r['gain'])} |" for r in rows]
+    return "\n".join(lines)
