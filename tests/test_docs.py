@@ -206,12 +206,13 @@ def test_every_extra_is_described():
     assert extras == {e for e in extras if any(f"`{e}`" in t or f"export[{e}]" in t for t in DOCS.values())}
 
 
-def test_registries_of_the_readme_are_the_package_s():
-    """ "Adding to it": every kind has its folder, its registry and its tests."""
+def test_registries_of_the_design_are_the_package_s():
+    """ "Rooms": every kind has its registry and its tests."""
     from importlib import import_module
 
-    kinds = re.findall(r"^\* \*\*A .*?: `(\w+)/`.*; `([A-Z]+)`.*?; `(tests/\w+)`", README, re.MULTILINE)
-    assert [kind for kind, *_ in kinds] == ["methods", "hosts", "backends", "packs", "rewrite"]
+    pattern = r"^\| \w[\w ]* \| .* \| `(?:([\w.]+)\.)([A-Z]+)`.* \| `(tests/\w+)"
+    kinds = re.findall(pattern, DOCS["docs/design.md"], re.MULTILINE)
+    assert [kind for kind, *_ in kinds] == ["methods", "hosts", "models.sources", "backends", "packs", "rewrite"]
     for kind, registry, tests in kinds:
         assert getattr(import_module(f"structsam_export.{kind}"), registry)
         assert list((ROOT / tests).glob("test_*.py"))

@@ -20,9 +20,8 @@ from serve.processes import server
 from structsam_export.runtime import Predictor, RunOptions, read_image
 from structsam_export.runtime.regions import mask_of
 
-pytestmark = pytest.mark.serve
-
 SECONDS = float(os.environ.get("SERVE_SECONDS", "60"))
+pytestmark = [pytest.mark.serve, pytest.mark.timeout(600 + SECONDS)]
 CLIENTS = 32
 POINTS = [(60, 40), (120, 90), (200, 150), (30, 170)]
 NAMES = ("chelsea.jpg", "coffee.jpg", "coins.jpg")
