@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import onnxruntime as ort
+import pytest
 from conftest import tiny_encoder
 from onnx import helper, numpy_helper
 from shared_traces import traced_encoder
@@ -19,6 +20,23 @@ from structsam_export.rewrite import FORMS, PLUGIN_RULES, RULES, run_in_order
 FLOAT, INT = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
 # Those of every form included.
 MODULES = {rule: module for rules in (RULES, *FORMS.values(), PLUGIN_RULES) for rule, module in rules.items()}
+
+
+# Variants whose graphs have the operators of another one of their method: traced, rewritten and counted by
+# `make test-all` alone. What they decide is tested in tests/methods like all others.
+ALIKE = {
+    ("gradtome", "alternate"),
+    ("tomesd", "rand2x2"),
+    ("tomesd", "rand25"),
+    ("pitome", "grid"),
+    ("cubist", "global"),
+    ("sparsesam", "diagonal"),
+}
+
+
+def unless_alike(method, variant):
+    """The mark of a test that makes this variant's graph."""
+    return pytest.mark.slow if (method, variant) in ALIKE else ()
 
 
 def node(op, inputs, output, **attributes):

@@ -12,6 +12,7 @@ from structsam_export.config import ExportConfig
 from structsam_export.paths import checkpoint_name
 
 
+@pytest.mark.slow
 def test_a_sharded_half_precision_folder_is_exported_and_validated_again(in_process, tmp_path):
     """Heads of 14 channels and an MLP that is not 4x, in FP16; the folder then moves."""
     hf_sam().half().save_pretrained(tmp_path / "slim", max_shard_size="50KB")

@@ -47,15 +47,18 @@ def shared(name):
 CASES = [{"method": name, "variant": variant_of(name), **shared(name), "backend": "none"} for name in METHODS]
 CASES += [
     {"method": "structsam", "variant": "bsm", **SHARED},
-    {"method": "sparsesam", "variant": "diagonal"},
     {"method": "structsam", "prompt_aware": True, "mlp": "merge"},
     {"method": "sparsesam", "rate": 0.6, "mlp": "residual-consistency", "mlp_density": 0.4},
-    {"method": "algm", "rate": "0.3:0-1,0.5:2", "mlp": "residual-consistency", "backend": "none"},
-    {"method": "tome", "compat": "thesis", "backend": "none"},
     {"method": "structsam"},
     {"method": "structsam", "form": "attention", "opset": 23, "batch": 2, "backend": "none"},
     {"method": "structsam", "form": "ort-cpu", "backend": "auto"},
 ]
+RARE = [
+    {"method": "sparsesam", "variant": "diagonal"},
+    {"method": "algm", "rate": "0.3:0-1,0.5:2", "mlp": "residual-consistency", "backend": "none"},
+    {"method": "tome", "compat": "thesis", "backend": "none"},
+]
+CASES += [pytest.param(case, marks=pytest.mark.slow) for case in RARE]
 OWN_OPERATORS = {"portable": set(), "attention": {"Attention"}, "ort-cpu": {"MultiHeadAttention", "Scan"}}
 # Of the whole registry, one of each kind on the model that is shipped; the others run on the tiny one.
 KINDS = [
@@ -244,6 +247,7 @@ def test_every_method_exports_static_and_exact(case, shared_model, tmp_path, mon
     assert bool(list(folder.glob("*.engine"))) == ("backend" not in case)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", KINDS, ids=lambda case: "-".join(map(str, case.values())))
 def test_every_kind_exports_on_the_demo_model(case, tmp_path):
     check_graph(run_export(tmp_path / "out", backend="none", **case), "portable")

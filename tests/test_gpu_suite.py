@@ -56,6 +56,7 @@ def dry():
     return json.loads((output / "gpu_suite.json").read_text()), (output / "gpu_suite.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_dry_run_does_what_needs_no_gpu(dry):
     report, _ = dry
     found = statuses(report)
@@ -73,6 +74,7 @@ def test_a_dry_run_does_what_needs_no_gpu(dry):
 
 
 @pytest.mark.skipif(not backend("tensorrt-rtx").installed(), reason="needs TensorRT-RTX")
+@pytest.mark.slow
 def test_a_dry_run_builds_an_engine_with_plugins(dry):
     """Every operator that was put into the graph is a layer of the engine that a plugin computes."""
     rows = {row["name"]: row["result"] for row in dry[0]["steps"]}
@@ -95,6 +97,7 @@ def test_a_run_without_a_library_has_no_engines_with_plugins(tmp_path):
     assert found == {"registered": "libours.so"} and (tmp_path / "plugins.zip").exists()
 
 
+@pytest.mark.slow
 def test_a_dry_run_measures_onnx_runtime_and_makes_nothing_up(dry):
     report, _ = dry
     rows = {row["name"]: row["result"] for row in report["steps"]}
@@ -106,6 +109,7 @@ def test_a_dry_run_measures_onnx_runtime_and_makes_nothing_up(dry):
     assert result["parity"]["mask_iou_mean"] > 0.9999
 
 
+@pytest.mark.slow
 def test_the_page_has_the_conditions_on_top_and_says_what_was_not_measured(dry):
     report, page = dry
     assert page.index("Dry run: not measured on GPU") < page.index("## Conditions") < page.index("## demo")
@@ -117,6 +121,7 @@ def test_the_page_has_the_conditions_on_top_and_says_what_was_not_measured(dry):
     assert "| eager demo none stock fp32 | 0.0 | not measured on GPU |" in page
 
 
+@pytest.mark.slow
 def test_a_dry_run_interprets_kernels_and_times_none(dry):
     """Equality with the references, of one attention and one layer, and of what they are timed beside on a GPU."""
     report, page = dry

@@ -15,6 +15,7 @@ import onnx_graphsurgeon as gs
 import pytest
 import torch
 from conftest import tiny_encoder
+from graphs import unless_alike
 from shared_traces import traced_encoder
 
 from structsam_export.config import ExportConfig
@@ -407,7 +408,9 @@ def case(name, variant, rate, **options):
     """One export, shown by what makes it special."""
     shown = [name, variant, f"{rate:g}", *(key if value is True else str(value) for key, value in options.items())]
     return pytest.param(
-        ExportConfig(method=name, variant=variant, rate=rate, layers="all", **options), id="-".join(shown)
+        ExportConfig(method=name, variant=variant, rate=rate, layers="all", **options),
+        id="-".join(shown),
+        marks=() if options else unless_alike(name, variant),
     )
 
 

@@ -122,6 +122,40 @@ def planned(
     return plan
 
 
+class Tried:
+    """Schedules evaluated on the selection half: `configs`, and their `losses` and `apart` (configs, images)."""
+
+    def __init__(self, steps: Steps, selection: Sequence[Sample]) -> None:
+        self.steps, self.selection = steps, selection
+        self.configs: list[ExportConfig] = []
+        self.losses = self.apart = np.zeros((0, len(selection)))
+
+    def add(self, title: str, configs: Sequence[ExportConfig]) -> None:
+        """Evaluate what is new."""
+        new = [config for config in configs if config not in self.configs]
+        if new:
+            losses, apart = self.steps.measure(title, new, self.selection)
+            self.configs += new
+            self.losses, self.apart = np.vstack([self.losses, losses]), np.vstack([self.apart, apart])
+
+    def curve(self, sums: Sequence[float]) -> Curve:
+        """What the losses follow from; `sums` of the blocks' squared disagreements, by schedule."""
+        true = self.steps.meter.true
+        return Curve.through(np.asarray(sums), self.apart.mean(1), *measure.errors(self.losses), true)
+
+    def likely(self, curve: Curve) -> list[float]:
+        """Losses drawn towards the curve."""
+        return curve.drawn(self.apart.mean(1), *measure.errors(self.losses))
+
+
+def sensitivity(steps: Steps, spaces: Sequence[Space], few: Sequence[Sample]) -> list[Table]:
+    """What every choice of every block does alone."""
+    alone = [singles(space) for space in spaces]
+    every = list(dict.fromkeys(config for each in alone for config in each.values()))
+    values = dict(zip(every, zip(*steps.measure("one block alone", every, few))))
+    return [Table.of(space, each, values, steps.cost.table(space)) for space, each in zip(spaces, alone)]
+
+
 def found(
     steps: Steps,
     spaces: Sequence[Space],
@@ -131,37 +165,23 @@ def found(
     plan: dict[str, Any],
 ) -> dict[str, Any]:
     """Sensitivity, search, finalists and held-out figures."""
-    few = measure.spread(selection, plan["sensitivity"])
-    alone = [singles(space) for space in spaces]
-    every = list(dict.fromkeys(config for each in alone for config in each.values()))
-    values = dict(zip(every, zip(*steps.measure("one block alone", every, few))))
-    tables = [Table.of(space, each, values, steps.cost.table(space)) for space, each in zip(spaces, alone)]
-    common = uniforms(spaces)
-    trial, moved = steps.measure("uniform schedules, selection half", common, selection)
+    tables = sensitivity(steps, spaces, measure.spread(selection, plan["sensitivity"]))
+    common, tried = uniforms(spaces), Tried(steps, selection)
+    tried.add("uniform schedules, selection half", common)
     sums = [uniform_sum(tables, config) for config in common]
-    configs: list[ExportConfig] = []
-    true, shift = steps.meter.true, 0.0
-    curve = Curve.through(np.array(sums), moved.mean(1), *measure.errors(trial), true)
+    curve, shift, guesses = tried.curve(sums), 0.0, []
     for turn in range(2):  # what the first finalists really lose and cost corrects the search for the second
-        more = [c for c in finalists_of(tables, budget, curve, shift, plan["finalists"] // 2) if c not in configs]
-        if more:
-            losses, apart = steps.measure(f"finalists {turn + 1}", more, selection)
-            trial, moved = np.vstack([trial, losses]), np.vstack([moved, apart])
-            configs += more
-        guesses = [next(table.point(c) for table in tables if table.knows(c)) for c in configs]
-        curve = Curve.through(
-            np.array([*sums, *(g.loss for g in guesses)]), moved.mean(1), *measure.errors(trial), true
-        )
-        real = steps.cost.ratios(configs)
-        shift = float(np.mean([r - 1 - g.cost for r, g in zip(real, guesses)])) if configs else 0.0
-    both = [*common, *configs]
-    ratios = [*steps.cost.ratios(common), *real]
-    likely = curve.drawn(moved.mean(1), *measure.errors(trial))[len(common) :]
-    chosen = choose(real, likely, budget)
-    judged, far = steps.measure("held-out half", both, held)
-    macs = Macs(steps.meter.loaded).ratios(both)
-    rows = [row_of(*row) for row in zip(both, ratios, macs, measure.summary(trial), measure.summary(judged))]
-    for row, *pair in zip(rows, moved.mean(1), far.mean(1)):
+        tried.add(f"finalists {turn + 1}", finalists_of(tables, budget, curve, shift, plan["finalists"] // 2))
+        guesses = [next(t.point(c) for t in tables if t.knows(c)) for c in tried.configs[len(common) :]]
+        curve = tried.curve([*sums, *(guess.loss for guess in guesses)])
+        ratios = steps.cost.ratios(tried.configs)
+        shift = float(np.mean([r - 1 - g.cost for r, g in zip(ratios[len(common) :], guesses)] or [0.0]))
+    chosen = choose(ratios[len(common) :], tried.likely(curve)[len(common) :], budget)
+    judged, far = steps.measure("held-out half", tried.configs, held)
+    summaries = measure.summary(tried.losses), measure.summary(judged)
+    macs = Macs(steps.meter.loaded).ratios(tried.configs)
+    rows = [row_of(*row) for row in zip(tried.configs, ratios, macs, *summaries)]
+    for row, *pair in zip(rows, tried.apart.mean(1), far.mean(1)):
         row["disagreement"] = dict(zip(("selection", "held_out"), map(float, pair)))
     uniform, tuned = rows[: len(common)], rows[len(common) :]
     for row, guess in zip(tuned, guesses):

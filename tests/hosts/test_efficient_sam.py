@@ -181,4 +181,4 @@ def test_packs_refuse_it_for_its_preprocessing(export, pack):
     # As if its gates had been passed, so that nothing else is refused.
     source.folder.manifest.results = replace(source.folder.manifest.results, passed=True)
     made = cls({name: option.choices[0] for name, option in cls.OPTIONS.items()})
-    assert "EfficientSAM do otherwise" in made.refusal(source)
+    assert "this model's are efficientsam" in made.refusal(source)

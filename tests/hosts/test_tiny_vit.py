@@ -168,6 +168,7 @@ def test_manifests_with_odd_stages_are_refused(change):
 # --- the command ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_refuses_a_method_and_exports_without(tmp_path, in_process):
     path = saved(tmp_path / "w.pth")
     code, _, err = in_process("export", "--checkpoint", path, "--method", "structsam", "--output", tmp_path / "no")
@@ -199,4 +200,5 @@ def test_the_command_refuses_a_method_and_exports_without(tmp_path, in_process):
         want, _ = loaded.sam.mask_decoder(embedding, positions, sparse, dense, False)
     assert np.abs(logits[0] - want[0, 0].numpy()).max() < 1e-4 * max(1.0, float(want.abs().max()))
     code, _, err = in_process("pack", tmp_path / "made", tmp_path / "pack", "--as", "meta")
-    assert code == 2 and "LiteMedSAM" in err
+    assert code == 2 and "this model's are litemedsam" in err
+    assert in_process("pack", tmp_path / "made", tmp_path / "pack", "--as", "ray")[0] == 0

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
-from graphs import MODULES, graph_of, node, ops, run, traced
+from graphs import MODULES, graph_of, node, ops, run, traced, unless_alike
 from snapshots import check_snapshot
 
 import structsam_export.rewrite as rewriting
@@ -38,8 +38,9 @@ NAMES = [name for name in METHODS if issubclass(method_class(name), MergeMethod)
 VARIANTS = [(name, variant) for name in NAMES for variant in method_class(name).VARIANTS]
 PLANS = [f"plan.{layer}.{part}" for layer in MERGING for part in ("pos", "slot", "sources")]
 SNAPSHOT = Path(__file__).with_name("rule_counts.json")
-each_variant = pytest.mark.parametrize(("method", "variant"), VARIANTS)
-each_encoder = pytest.mark.parametrize(("method", "variant"), [("none", "dense"), *VARIANTS])
+PARAMS = [pytest.param(*pair, marks=unless_alike(*pair)) for pair in VARIANTS]
+each_variant = pytest.mark.parametrize(("method", "variant"), PARAMS)
+each_encoder = pytest.mark.parametrize(("method", "variant"), [("none", "dense"), *PARAMS])
 
 
 @dataclass(frozen=True)
