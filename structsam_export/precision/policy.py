@@ -10,8 +10,7 @@ Kept, in order of precedence:
     range      activations or constants that do not fit; see `calibrate`.
     operator   there is no such operator for the type, or its subgraphs (the body of a Scan) compute in FP32.
     stem       patch embedding: its errors reach every decision, and it is half a percent of the work.
-    residual   the sums x + attention and x + MLP that a norm reads next, and depthwise convolutions between a sum and a
-               norm: rounding errors add up over all blocks.
+    residual   the sums x + attention and x + MLP that a norm reads next: rounding errors add up over all blocks.
     movement   moves data that was FP32 and is needed as FP32.
 
 Nodes that only move data otherwise compute in low precision: half the bytes, and the cast stands where FP32 ends.
@@ -186,11 +185,7 @@ def stem(graph: TypedGraph, kept: Mapping[int, Kept]) -> list[int]:
 
 
 def residual_sums(graph: TypedGraph, kept: Mapping[int, Kept]) -> list[int]:
-    """Sums of two computed tensors that a norm reads, and those that go on from such a sum.
-
-    With them the depthwise convolutions between a sum and a norm: TinyViT's, which all of the residual passes through
-    and which are less than a hundredth of a block's work.
-    """
+    """Sums of two computed tensors that a norm reads, and those that go on from such a sum."""
     nodes = graph.nodes
     sums = {
         i
@@ -198,19 +193,11 @@ def residual_sums(graph: TypedGraph, kept: Mapping[int, Kept]) -> list[int]:
         if node.op_type == "Add" and i not in kept and all(graph.computed(n) and graph.is_float(n) for n in node.input)
     }
     norm = {i for i, why in kept.items() if why.reason == "norm"}
-    read = {moved_from(graph, name) for i in norm for name in nodes[i].input}
-    through = {i for i in read if i is not None and i not in kept and depthwise(graph, nodes[i])}
-    found = {i for i in read | {moved_from(graph, nodes[i].input[0]) for i in through} if i in sums}
+    found = {made for i in norm for name in nodes[i].input if (made := moved_from(graph, name)) in sums}
     for i in sorted(sums):
-        if any(moved_from(graph, name) in found | through for name in nodes[i].input):
+        if any(moved_from(graph, name) in found for name in nodes[i].input):
             found.add(i)
-    return sorted(i for i in found | through if i is not None)
-
-
-def depthwise(graph: TypedGraph, node: Any) -> bool:
-    """Whether a node is a convolution of each channel alone."""
-    weights = graph.constants.get(node.input[1]) if node.op_type == "Conv" else None
-    return weights is not None and weights.dims[0] > weights.dims[1] == 1
+    return sorted(i for i in found if i is not None)
 
 
 def on_the_way_to_norms(graph: TypedGraph, kept: Mapping[int, Kept]) -> list[int]:
