@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -134,6 +135,7 @@ class Table:
         self._made[made] = point
         return made
 
+    @cached_property
     def front(self) -> list[search.Point]:
         """Schedules of the least sum of squared disagreements (`Point.loss`) for every cost."""
         return search.front(self.costs, self.squares)
@@ -141,6 +143,10 @@ class Table:
     def knows(self, config: ExportConfig) -> bool:
         """Whether the configuration was made of a point of this table."""
         return config in self._made
+
+    def grown(self, curve: Curve, config: ExportConfig, apart: float) -> Curve:
+        """The curve, with what a schedule of this table tells of how its squares add up."""
+        return replace(curve, growth=slope(np.array([self.point(config).loss]), np.array([apart**2])))
 
     def point(self, config: ExportConfig) -> search.Point:
         """That point; its cost is not shifted yet."""
@@ -175,40 +181,33 @@ class Table:
         }
 
 
-def finalists_of(tables: Sequence[Table], budget: Any, curve: Curve, shift: float, count: int) -> list[ExportConfig]:
-    """Schedules to evaluate for real, around the budget and along the front of all tables.
+def first_finalists(tables: Sequence[Table], budget: Any, curve: Curve, shift: float) -> list[ExportConfig]:
+    """The best schedule of every table at the budget: which method is best, a few images do not say.
 
     Args:
-        tables: one a method.
-        budget: `command.Budget`.
+        tables: one for each method and density.
+        budget: `steps.Budget`.
         curve: what losses follow from.
         shift: real costs less predicted ones.
-        count: how many, at most.
     """
-    points = [(point, table) for table in tables for point in table.front()]
-    points.sort(key=lambda pair: (pair[0].cost, pair[0].loss))
+    return list(dict.fromkeys(table.config(at(table, budget, curve, shift)) for table in tables))
+
+
+def further_finalists(table: Table, budget: Any, curve: Curve, shift: float, count: int) -> list[ExportConfig]:
+    """Schedules of one table about the budget, `count` at most; others as in `first_finalists`."""
+    near = [at(table, budget, curve, shift, step) for step in (0, 1, -1, 2, -2, 3)]
+    return list(dict.fromkeys(map(table.config, near)))[:count]
+
+
+def at(table: Table, budget: Any, curve: Curve, shift: float, step: int = 0) -> search.Point:
+    """The schedule of a table that keeps to the budget best; `step` above 0 saves less than that, below 0 more.
+
+    A step is .01 of the cost, or a quarter of the loss.
+    """
+    points = [point for point in table.front if point.cost < 0]
     if budget.cost is not None:
-        wanted = [budget.cost - 1 - shift + step for step in (0.0, 0.0, -0.02, 0.02, -0.05)]
-        near = [best(points, cost, rank) for rank, cost in enumerate(wanted[:2])] + [
-            best(points, c) for c in wanted[2:]
-        ]
-    else:
-        near = [least(points, curve.total(budget.loss * share)) for share in (1.0, 0.75, 1.3, 0.5, 1.6, 0.25)]
-    made = [table.config(point) for point, table in near if point.cost < 0]
-    return list(dict.fromkeys(made))[: max(count, 2)]
-
-
-def best(points: Sequence[tuple[search.Point, Table]], cost: float, rank: int = 0) -> tuple[search.Point, Table]:
-    """The schedule of least disagreement at a cost; `rank` 1: that of the next best method, where there is one."""
-    by_table = {id(table): (search.safest([p for p, t in points if t is table], cost), table) for _, table in points}
-    ordered = sorted(by_table.values(), key=lambda pair: (pair[0].cost > cost + 1e-12, pair[0].loss))
-    return ordered[min(rank, len(ordered) - 1)]
-
-
-def least(points: Sequence[tuple[search.Point, Table]], loss: float) -> tuple[search.Point, Table]:
-    """The schedule of least cost at a sum of squared disagreements."""
-    point = search.cheapest([point for point, _ in points], loss)
-    return next(pair for pair in points if pair[0] is point)
+        return search.safest(points, budget.cost - 1 - shift + 0.01 * step)
+    return search.cheapest(points, curve.total(budget.loss * (1 - 0.25 * step)))
 
 
 def choose(ratios: Sequence[float], losses: Sequence[float], budget: Any) -> int:

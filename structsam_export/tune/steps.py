@@ -17,7 +17,15 @@ from structsam_export.evaluate.store import Store, read
 from structsam_export.methods import method_class
 from structsam_export.tune import measure
 from structsam_export.tune.costs import Cost, Macs
-from structsam_export.tune.finalists import Curve, Table, choose, finalists_of, row_of, verdict_of
+from structsam_export.tune.finalists import (
+    Curve,
+    Table,
+    choose,
+    first_finalists,
+    further_finalists,
+    row_of,
+    verdict_of,
+)
 from structsam_export.tune.measure import Measurer
 from structsam_export.tune.space import DENSE, KEEP, Choice, Space
 
@@ -110,13 +118,14 @@ def planned(
     if kept and all(kept.get(name) == value for name, value in facts.items()):
         return kept
     steps.measure("time of one encoder call", uniforms(spaces)[:1], measure.spread(selection, 2 * steps.meter.workers))
-    # The unpatched model ran, too. Where all figures were known, nothing was timed but by an earlier plan.
-    timed = steps.meter.seconds / max(steps.meter.done, 1) / steps.meter.workers / 1.5
+    # The unpatched model ran as often. Where all figures were known, nothing was timed but by an earlier plan.
+    timed = steps.meter.seconds / max(steps.meter.done, 1) / steps.meter.workers / 2
     each = max(timed or (kept or {}).get("seconds_each", 1.0), 1e-3)
     affordable = int(SENSITIVITY * 60 * minutes / each / len(alone))
     rest = (1 - SENSITIVITY) * 60 * minutes / each
     count = min(max(affordable, min(FEWEST, len(selection))), len(selection))
-    finalists = min(max(int((rest / (len(selection) + len(held)) - len(uniforms(spaces))) / 1.5), 4), 16)
+    least = len(spaces) + 3  # each method's best and some about the best of these
+    finalists = min(max(int(rest / (len(selection) + len(held)) - len(uniforms(spaces))), least), 2 * least)
     plan = {**facts, "sensitivity": count, "finalists": finalists, "seconds_each": round(each, 3)}
     store.write(PLAN, plan)
     return plan
@@ -169,14 +178,21 @@ def found(
     common, tried = uniforms(spaces), Tried(steps, selection)
     tried.add("uniform schedules, selection half", common)
     sums = [uniform_sum(tables, config) for config in common]
-    curve, shift, guesses = tried.curve(sums), 0.0, []
-    for turn in range(2):  # what the first finalists really lose and cost corrects the search for the second
-        tried.add(f"finalists {turn + 1}", finalists_of(tables, budget, curve, shift, plan["finalists"] // 2))
-        guesses = [next(t.point(c) for t in tables if t.knows(c)) for c in tried.configs[len(common) :]]
+    curve, shift = tried.curve(sums), 0.0
+    more = first_finalists(tables, budget, curve, shift)
+    while more:  # what these really lose and cost corrects the search for further ones
+        tried.add("finalists", more)
+        configs = tried.configs[len(common) :]
+        owners = [next(table for table in tables if table.knows(config)) for config in configs]
+        guesses = [table.point(config) for table, config in zip(owners, configs)]
         curve = tried.curve([*sums, *(guess.loss for guess in guesses)])
         ratios = steps.cost.ratios(tried.configs)
-        shift = float(np.mean([r - 1 - g.cost for r, g in zip(ratios[len(common) :], guesses)] or [0.0]))
-    chosen = choose(ratios[len(common) :], tried.likely(curve)[len(common) :], budget)
+        shift = float(np.mean([r - 1 - g.cost for r, g in zip(ratios[len(common) :], guesses)]))
+        chosen = choose(ratios[len(common) :], tried.likely(curve)[len(common) :], budget)
+        room, apart = plan["finalists"] - len(configs), float(tried.apart[len(common) + chosen].mean())
+        own = owners[chosen].grown(curve, configs[chosen], apart)
+        around = further_finalists(owners[chosen], budget, own, shift, max(room, 0))
+        more = [config for config in around if config not in tried.configs]
     judged, far = steps.measure("held-out half", tried.configs, held)
     summaries = measure.summary(tried.losses), measure.summary(judged)
     macs = Macs(steps.meter.loaded).ratios(tried.configs)
