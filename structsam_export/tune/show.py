@@ -72,7 +72,17 @@ def pareto(axis: Any, report: dict[str, Any]) -> None:
             [100 * abs(r["held_out"][k] - r["held_out"]["mean"]) if r["held_out"][k] is not None else 0 for r in rows]
             for k in ("low", "high")
         ]
-        axis.errorbar(xs, ys, yerr=ends, marker="o", markersize=4, linewidth=1, elinewidth=0.6, capsize=2, label=label)
+        axis.errorbar(
+            xs,
+            ys,
+            yerr=ends,
+            marker="o",
+            markersize=4,
+            elinewidth=0.6,
+            capsize=2,
+            label=label,
+            linewidth=label != "tuned",
+        )
     chosen = report["tuned"][report["chosen"]]
     axis.plot(
         chosen["cost"],
@@ -119,7 +129,7 @@ def heat(figure: Any, axis: Any, one: dict[str, Any]) -> None:
     axis.set_xticks(range(grid.shape[1]))
     axis.set_yticks(range(len(options)), options, fontsize=7)
     axis.set_xlabel("block")
-    axis.set_title(f"{one['method']}: 1 - IoU with unpatched masks, one block alone, points", fontsize=8)
+    axis.set_title(f"{one['method']}, one block alone:\nhow far masks move, points of IoU", fontsize=8)
     figure.colorbar(image, ax=axis)
 
 
