@@ -81,7 +81,7 @@ def pareto(axis: Any, report: dict[str, Any]) -> None:
             elinewidth=0.6,
             capsize=2,
             label=label,
-            linewidth=label != "tuned",
+            linewidth=0 if label == "tuned" else 1,
         )
     chosen = report["tuned"][report["chosen"]]
     axis.plot(
