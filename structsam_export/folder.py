@@ -96,6 +96,11 @@ class ExportFolder:
         """The parts that the model has: "encoder", and "decoder" where it draws masks."""
         return tuple(self.manifest.model.get("parts", PARTS))
 
+    @property
+    def preprocessing(self) -> str:
+        """How photos are prepared (`runtime.images.prepare`)."""
+        return str(self.manifest.model.get("preprocessing", "sam"))
+
     def require(self, part: str) -> None:
         """Refuse what needs a part that the model has not: whatever draws or judges masks.
 

@@ -19,7 +19,6 @@ from random_schedules.package import (
     loaded_for,
     measure,
     opened,
-    progress,
     read,
 )
 
@@ -48,10 +47,10 @@ def compared(folder: Path, count: int, images: int, checkpoint: str | None, jobs
     tuned = ExportConfig(**{**vars(base), **chosen["schedule"]})
     others = drawn(report, base, chosen["macs_ratio"], count, Macs(loaded))
     few = measure.spread(selection, images)
-    first, moved = measured(meter, [tuned, *others], few)
+    first, moved = meter.measure("some images", [tuned, *others], few)
     mean, error = measure.errors(first[1:] - first[0])
     near = [i for i in range(len(others)) if mean[i] <= ERRORS * error[i]]
-    whole, far = measured(meter, [tuned, *(others[i] for i in near)], selection)
+    whole, far = meter.measure("selection half", [tuned, *(others[i] for i in near)], selection)
     real, apart = whole.mean(1), far.mean(1)
     at = (0, 0.05, 0.5, 0.95, 1)
     return {
@@ -80,10 +79,3 @@ def drawn(report: dict[str, Any], base: ExportConfig, wanted: float, count: int,
         for picks in at_random(macs.table(space), wanted - 1, WIDTH, share, seed=number):
             made.append(space.config([block[i] for block, i in zip(options, picks)]))
     return list(dict.fromkeys(made))
-
-
-def measured(meter: Measurer, configs: list[ExportConfig], samples: Any) -> tuple[np.ndarray, np.ndarray]:
-    """mIoU lost and disagreement with the unpatched model, (configs, samples)."""
-    with progress() as bar:
-        task = bar.add_task(f"{len(configs)} schedules", total=len(samples))
-        return meter.measure(configs, samples, lambda: bar.advance(task))

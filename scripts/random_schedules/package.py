@@ -1,7 +1,6 @@
 """All that this job takes from inside the package: where something moves there, this file alone changes."""
 
 from structsam_export.config import ExportConfig
-from structsam_export.console import progress
 from structsam_export.errors import StructSAMError
 from structsam_export.evaluate.command import opened
 from structsam_export.evaluate.store import SETTINGS, Store, read
@@ -25,6 +24,5 @@ __all__ = [
     "loaded_for",
     "measure",
     "opened",
-    "progress",
     "read",
 ]

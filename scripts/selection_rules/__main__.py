@@ -22,7 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rates", default="0.5,0.75", help="default: %(default)s")
     parser.add_argument("--dataset", default="generated", help="a name or a folder; default: %(default)s")
-    parser.add_argument("--limit", type=int, help="images, the parts of the set in turn; default: all")
+    parser.add_argument("--limit", type=int, help="images, at even distances; default: all")
     parser.add_argument("--model", default="demo", help="default: %(default)s")
     parser.add_argument("--checkpoint", help="default: the model's own weights")
     parser.add_argument("--jobs", type=int, default=1, help="images at once; default: %(default)s")

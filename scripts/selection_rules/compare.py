@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from selection_rules.package import ExportConfig, Measurer, Store, loaded_for, measure, opened, progress
+from selection_rules.package import ExportConfig, Measurer, Store, loaded_for, measure, opened
 from selection_rules.rules import register
 
 PUBLISHED = "structsam"
@@ -31,9 +31,8 @@ def compared(
     meter = Measurer(loaded, store, workers=jobs)
     known = [(rate, name) for rate in rates for name in names]
     configs = [ExportConfig(**{**vars(base), "method": name, "rate": rate}) for rate, name in known]
-    with store.kept(), progress() as bar:
-        task = bar.add_task(f"{len(configs)} schedules", total=len(samples))
-        losses, _ = meter.measure(configs, samples, lambda: bar.advance(task))
+    with store.kept():
+        losses, _ = meter.measure("rules", configs, samples)
     lost = measure.summary(losses)
     gains = measure.summary(losses[[known.index((rate, PUBLISHED)) for rate, _ in known]] - losses)
     return [

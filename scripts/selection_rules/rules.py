@@ -52,13 +52,10 @@ class TimesSpread(StructSAM):
 
 
 @dataclass(frozen=True)
-class TimesSpreadMedoid(TimesSpread):
+class TimesSpreadMedoid(Medoid, TimesSpread):
     """Both."""
 
     NAME: ClassVar[str] = "times-spread-medoid"
-
-    def ranked(self, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
-        return super().ranked(tokens)[0], distances(tokens).argmin(-1)
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,8 @@ class Mean(StructSAM):
     NAME: ClassVar[str] = "mean"
 
     def ranked(self, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
-        return energies(tokens).mean(-1), super().ranked(tokens)[1]
+        cells = energies(tokens)
+        return cells.mean(-1), cells.argmin(-1)
 
 
 @dataclass(frozen=True)

@@ -52,11 +52,6 @@ class Source:
         return self.geometry.image_size
 
     @property
-    def preprocessing(self) -> str:
-        """How photos are prepared (`runtime.images.prepare`)."""
-        return str(self.folder.manifest.model.get("preprocessing", "sam"))
-
-    @property
     def mask_side(self) -> int:
         """Side of a low-resolution mask in pixels."""
         return MASK_SCALE * self.geometry.grid[0]
@@ -182,8 +177,8 @@ class Pack(ABC):
             )
         if config.batch != 1 and not limits.batches:
             return f"{who} send one image a call; this encoder takes {config.batch}. Export with --batch 1."
-        if source.preprocessing not in limits.preprocessing:
-            able, wanted = " or ".join(limits.preprocessing), source.preprocessing
+        if source.folder.preprocessing not in limits.preprocessing:
+            able, wanted = " or ".join(limits.preprocessing), source.folder.preprocessing
             return f"{who} prepare photos as for {able}; this model's are {wanted}. Use the export's own files."
         if limits.sizes is not None and source.size not in limits.sizes:
             demo = " Export --model demo-1024." if source.model == "demo" else " Export a model of that size."

@@ -44,7 +44,7 @@ class RayServe(Pack):
             described(core, part).save(folder / f"{part}.onnx", source.facts())
         about = {
             "image_size": source.size,
-            "preprocessing": source.preprocessing,
+            "preprocessing": source.folder.preprocessing,
             "mask_side": source.mask_side,
             "batch": source.folder.config.batch,
             "device": self.options["device"],

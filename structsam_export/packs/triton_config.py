@@ -119,7 +119,7 @@ def front_configs(source: Source) -> dict[str, Config]:
         "low_res_masks": ("float32", [-1, -1, side, side]),
     }
     sizes = {"image_size": size, "mask_side": side}
-    how = source.preprocessing
+    how = source.folder.preprocessing
     return {
         "sam_preprocess": {
             **common("sam_preprocess", "python"),

@@ -181,7 +181,7 @@ def open_model(
             decoder,
             size=int(folder.geometry["image_size"]),
             low_res_shape=(4 * height, 4 * width),
-            preprocessing=str(folder.manifest.model.get("preprocessing", "sam")),
+            preprocessing=folder.preprocessing,
             batch=folder.config.batch,
             prompt_aware=folder.config.prompt_aware,
             backend=name,

@@ -56,8 +56,7 @@ def token_maps(folder: ExportFolder, image: np.ndarray) -> list[TokenMap]:
         raise UsageError("A prompt-aware export merges differently for each prompt: a photo alone has no map.")
     if companion(name) in folder.manifest.files:
         raise UsageError("This encoder keeps its weights in a file beside it. Maps are made of smaller ones only.")
-    preprocessing = str(folder.manifest.model.get("preprocessing", "sam"))
-    ready = prepare(image, int(geometry["image_size"]), preprocessing)
+    ready = prepare(image, int(geometry["image_size"]), folder.preprocessing)
     found = _decisions(folder.fp32_encoder(), np.repeat(ready.tensor, folder.config.batch, 0))
     shape: Shape = tuple(geometry["grid"])
     patch = int(geometry["patch_size"])

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from structsam_export.config import ExportConfig
-from structsam_export.console import stop_if_interrupted
+from structsam_export.console import progress, stop_if_interrupted
 from structsam_export.datasets import Sample
 from structsam_export.eager import own_copy
 from structsam_export.evaluate.predictors import Eager, dense_predictor, identity_of
@@ -48,14 +48,14 @@ class Measurer:
     _copies: list[LoadedModel] = field(default_factory=list)
 
     def measure(
-        self, configs: Sequence[ExportConfig], samples: Sequence[Sample], say: Callable[[], None] = lambda: None
+        self, title: str, configs: Sequence[ExportConfig], samples: Sequence[Sample]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Evaluate what the store does not have yet.
+        """Evaluate what the store does not have yet, with a bar that counts images.
 
         Args:
+            title: of the bar.
             configs: the schedules.
             samples: the images.
-            say: called after each image.
 
         Returns:
             Loss and disagreement, float64 (configs, samples): mIoU of the unpatched model less the schedule's, mean
@@ -65,7 +65,9 @@ class Measurer:
             key_of({"version": VERSION, "prompt": self.prompt, **identity_of(job_of(c, self.loaded))}) for c in configs
         ]
         named = dict(zip(keys, configs))
-        self.fill(named, samples, say)
+        with progress() as bar:
+            task = bar.add_task(f"{title}, {len(configs)} schedules", total=len(samples))
+            self.fill(named, samples, lambda: bar.advance(task))
         found = np.zeros((2, len(configs), len(samples)))
         for column, sample in enumerate(samples):
             kept = self.store.get(sample.name)["scores"]

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from structsam_export.config import ExportConfig
-from structsam_export.console import progress
 from structsam_export.datasets import Sample
 from structsam_export.errors import UsageError
 from structsam_export.evaluate.statistics import LEVEL, RESAMPLES, SEED
@@ -68,19 +67,12 @@ class Budget:
         return 5e-4 if self.latency is None else 0.01
 
 
+@dataclass(frozen=True)
 class Steps:
-    """Measuring with progress bars: losses by `meter`, and what schedules cost."""
+    """Losses by `meter`, and what schedules cost."""
 
-    def __init__(self, meter: Measurer, cost: Cost) -> None:
-        self.meter, self.cost = meter, cost
-
-    def measure(
-        self, title: str, configs: Sequence[ExportConfig], samples: Sequence[Sample]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """`Measurer.measure` with a bar that counts images."""
-        with progress() as bar:
-            task = bar.add_task(f"{title}, {len(configs)} schedules", total=len(samples))
-            return self.meter.measure(configs, samples, lambda: bar.advance(task))
+    meter: Measurer
+    cost: Cost
 
 
 def singles(space: Space) -> dict[tuple[int, Choice], ExportConfig]:
@@ -117,7 +109,9 @@ def planned(
     kept = read(store.folder / PLAN)
     if kept and all(kept.get(name) == value for name, value in facts.items()):
         return kept
-    steps.measure("time of one encoder call", uniforms(spaces)[:1], measure.spread(selection, 2 * steps.meter.workers))
+    steps.meter.measure(
+        "time of one encoder call", uniforms(spaces)[:1], measure.spread(selection, 2 * steps.meter.workers)
+    )
     # The unpatched model ran as often. Where all figures were known, nothing was timed but by an earlier plan.
     timed = steps.meter.seconds / max(steps.meter.done, 1) / steps.meter.workers / 2
     each = max(timed or (kept or {}).get("seconds_each", 1.0), 1e-3)
@@ -143,7 +137,7 @@ class Tried:
         """Evaluate what is new."""
         new = [config for config in configs if config not in self.configs]
         if new:
-            losses, apart = self.steps.measure(title, new, self.selection)
+            losses, apart = self.steps.meter.measure(title, new, self.selection)
             self.configs += new
             self.losses, self.apart = np.vstack([self.losses, losses]), np.vstack([self.apart, apart])
 
@@ -161,7 +155,7 @@ def sensitivity(steps: Steps, spaces: Sequence[Space], few: Sequence[Sample]) ->
     """What every choice of every block does alone."""
     alone = [singles(space) for space in spaces]
     every = list(dict.fromkeys(config for each in alone for config in each.values()))
-    values = dict(zip(every, zip(*steps.measure("one block alone", every, few))))
+    values = dict(zip(every, zip(*steps.meter.measure("one block alone", every, few))))
     return [Table.of(space, each, values, steps.cost.table(space)) for space, each in zip(spaces, alone)]
 
 
@@ -193,7 +187,7 @@ def found(
         own = owners[chosen].grown(curve, configs[chosen], apart)
         around = further_finalists(owners[chosen], budget, own, shift, max(room, 0))
         more = [config for config in around if config not in tried.configs]
-    judged, far = steps.measure("held-out half", tried.configs, held)
+    judged, far = steps.meter.measure("held-out half", tried.configs, held)
     summaries = measure.summary(tried.losses), measure.summary(judged)
     macs = Macs(steps.meter.loaded).ratios(tried.configs)
     rows = [row_of(*row) for row in zip(tried.configs, ratios, macs, *summaries)]

@@ -13,7 +13,7 @@ from structsam_export.errors import UsageError
 from structsam_export.geometry import GEOMETRIES
 from structsam_export.methods.mlp import MergedMLP, ResidualConsistency
 from structsam_export.schedule import resolve
-from structsam_export.tune.finalists import Curve, choose
+from structsam_export.tune.finalists import Curve, Table, at, choose
 from structsam_export.tune.measure import errors, halves, spread
 from structsam_export.tune.search import at_random, cheapest, front, safest, shrunk
 from structsam_export.tune.space import DENSE, KEEP, MERGE, Choice, Space, ranges
@@ -126,6 +126,28 @@ def test_the_curve_finds_what_noisy_losses_follow_from(true):
     near = np.array(curve.drawn(apart, losses, np.full(200, 0.002)))
     assert np.abs(near - exact).mean() < 0.2 * np.abs(losses - exact).mean()
     assert curve.drawn(apart[:1], losses[:1], np.zeros(1)) == pytest.approx(losses[:1])
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_finalists_are_the_best_that_keep_to_the_budget(seed):
+    """Three blocks with three choices, against all 27 schedules; costs are whole hundredths."""
+    rng = np.random.default_rng(seed)
+    options = (DENSE, Choice(0.25), Choice(0.5))
+    costs = [[0.0, *sorted(-rng.integers(1, 12, 2) / 100, reverse=True)] for _ in range(3)]
+    apart = [[0.0, *rng.uniform(0.01, 0.1, 2)] for _ in range(3)]
+    table = Table(Space(ExportConfig(method="structsam", precision="fp32"), (options,) * 3), apart, apart, costs)
+    curve = Curve(growth=2.0, loss=0.5)
+    merging = [picks for picks in product(range(3), repeat=3) if any(picks)]
+    cost = {picks: sum(costs[b][i] for b, i in enumerate(picks)) for picks in merging}
+    loss = {picks: 0.5 * 2 * sum(apart[b][i] ** 2 for b, i in enumerate(picks)) for picks in merging}
+
+    found = at(table, Budget(macs=0.9), curve, shift=0.01)
+    fit = [picks for picks in merging if cost[picks] <= -0.11 + 1e-9]
+    assert loss[found.picks] == pytest.approx(min(map(loss.get, fit or [min(merging, key=cost.get)])))
+    found = at(table, Budget(loss=0.008), curve, shift=0.0)
+    fit = [picks for picks in merging if loss[picks] <= 0.008]
+    assert cost[found.picks] == pytest.approx(min(map(cost.get, fit or [min(merging, key=loss.get)])))
+    assert at(table, Budget(macs=0.9), curve, 0.0, step=2).cost >= at(table, Budget(macs=0.9), curve, 0.0, step=-2).cost
 
 
 def test_a_curve_of_nothing_keeps_its_defaults():
