@@ -131,8 +131,11 @@ class Step(Protocol):
         """The block's own attention over whole windows (B, N, D)."""
         ...
 
-    def attend(self, x: Tensor, pos: Tensor) -> tuple[Tensor, Tensor]:
-        """Attention among slots at places pos (B, n) of a window, (B, n, D) -> (B, n, D); and keys (B, heads, n, d)."""
+    def attend(self, x: Tensor, pos: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Attention among slots at places pos (B, n) of a window, (B, n, D) -> (B, n, D); and keys (B, heads, n, d).
+
+        A slot is attended to as often as `sizes` (1 or B, n) says; None: once.
+        """
         ...
 
     def attend_to(self, y: Tensor, plan: Keys) -> Tensor:

@@ -81,13 +81,16 @@ class BlockView(Protocol):
 class SequenceAttention(AttentionView, Protocol):
     """Attention that knows no grid and can be run as it is on any sequence of tokens; `stock` has no leading tokens."""
 
-    def sequence(self, x: Tensor, shape: tuple[int, int], pos: Tensor | None = None) -> Tensor:
+    def sequence(
+        self, x: Tensor, shape: tuple[int, int], pos: Tensor | None = None, sizes: Tensor | None = None
+    ) -> Tensor:
         """The module's own attention over x (B, P + n, D): P leading tokens, then n of a grid of `shape` -> the same.
 
         Args:
             x: normalised tokens.
             shape: (H, W) of the grid, on which rotations depend.
             pos: (B, n) int64, where on the grid each token sits; None: all H * W in raster order.
+            sizes: (1 or B, P + n), how often each token is attended to; None: once.
         """
         ...
 

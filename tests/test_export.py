@@ -47,6 +47,7 @@ def shared(name):
 CASES = [{"method": name, "variant": variant_of(name), **shared(name), "backend": "none"} for name in METHODS]
 CASES += [
     {"method": "structsam", "variant": "bsm", **SHARED},
+    {"method": "structsam", "variant": "proportional", **SHARED},
     {"method": "structsam", "prompt_aware": True, "mlp": "merge"},
     {"method": "sparsesam", "rate": 0.6, "mlp": "residual-consistency", "mlp_density": 0.4},
     {"method": "structsam"},

@@ -5,8 +5,8 @@ Of a cell's four tokens, `energy` is the gradient's and `spread` the root of the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from selection_rules.package import METHODS, StructSAM, Tokens, cell_indices, gradient_energy, group_by_cell
@@ -91,10 +91,27 @@ class Random(StructSAM):
         return torch.rand(rank.shape, generator=draw), lowest
 
 
-RULES = (Medoid, TimesSpread, TimesSpreadMedoid, Spread, Mean, Random)
+def proportional(rule: type[StructSAM], name: str) -> type[StructSAM]:
+    """The rule with proportional attention: a merged cell counts as four tokens."""
+
+    def plan(self: StructSAM, tokens: Tokens) -> Any:
+        return replace(rule.plan(self, tokens), proportional=True)
+
+    return type(name, (rule,), {"NAME": name, "plan": plan})
+
+
+Proportional = proportional(StructSAM, "proportional")
+MedoidProportional = proportional(Medoid, "medoid-proportional")
+TimesSpreadProportional = proportional(TimesSpread, "times-spread-proportional")
+SpreadProportional = proportional(Spread, "spread-proportional")
+
+RULES = (
+    *(Medoid, TimesSpread, TimesSpreadMedoid, Spread, Mean, Random),
+    *(Proportional, MedoidProportional, TimesSpreadProportional, SpreadProportional),
+)
 
 
 def register() -> list[str]:
     """Make the rules known as methods; their names."""
-    METHODS.update({rule.NAME: f"selection_rules.rules:{rule.__name__}" for rule in RULES})
+    METHODS.update({rule.NAME: f"selection_rules.rules:{name}" for name, rule in globals().items() if rule in RULES})
     return [rule.NAME for rule in RULES]

@@ -21,7 +21,7 @@ from structsam_export.cli.show import check_file, check_picture, print_json, pri
 @click.option("--photos", type=click.Path(path_type=Path), metavar="DIR", help="Instead: photos without masks.")
 @click.option("--root", type=click.Path(path_type=Path), metavar="DIR", help="Where data sets are kept.")
 @click.option("--prompt", default="box", show_default=True, help="box or point, taken from the masks.")
-@click.option("--methods", default="structsam:cell,algm,vidtome", show_default=True, help="METHOD[:VARIANT],...")
+@click.option("--methods", default="structsam:proportional,algm", show_default=True, help="METHOD[:VARIANT],...")
 @click.option("--rates", default="0.25,0.5,0.75", show_default=True, help="Fractions of tokens to try in every block.")
 @click.option("--mlps", default="merge,residual-consistency", show_default=True, help="MLP policies to try; or none.")
 @click.option("--densities", default="0.25,0.5", show_default=True, help="Shares of residual consistency's tokens.")

@@ -121,10 +121,15 @@ class Attention:
         shape = (int(x.shape[1]), int(x.shape[2]))
         return self.sequence(x.flatten(1, 2), shape).unflatten(1, shape)
 
-    def sequence(self, x: Tensor, shape: tuple[int, int], pos: Tensor | None = None) -> Tensor:
+    def sequence(
+        self, x: Tensor, shape: tuple[int, int], pos: Tensor | None = None, sizes: Tensor | None = None
+    ) -> Tensor:
         rotations = self.rotations(shape, pos)
-        made = self.module(x) if rotations is None else self.module(x, rope=rotations)
-        return scaled(self.block, 1, made)
+        own = {} if rotations is None else {"rope": rotations}
+        if sizes is not None:  # added to the scores (B, heads, queries, keys)
+            n = x.shape[1]
+            own["attn_mask"] = sizes.log().to(x.dtype)[:, None, None, :].expand(-1, -1, n, -1)
+        return scaled(self.block, 1, self.module(x, **own))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from structsam_export.methods.base import MergeMethod
-from structsam_export.methods.cells import SIZE, cell_indices, cell_plan, merged_cells, pad_slots, rank_pads_first
+from structsam_export.methods.cells import (
+    SIZE,
+    cell_plan,
+    merged_cells,
+    pad_slots,
+    rank_pads_first,
+    rows_by_cell,
+    spread,
+)
 from structsam_export.methods.matching import comparison_rank, unit_features
 
 if TYPE_CHECKING:
@@ -40,21 +48,18 @@ class ALGM(MergeMethod):
 
         grid = tokens.grid
         unit = unit_features(grid.partition(tokens.features.float()))
-        cells, _ = cell_indices(grid.window_shape)
-        index = torch.tensor(cells, device=unit.device).flatten()
-        of_cell = unit.index_select(1, index).view(unit.shape[0], len(cells), SIZE, -1)
+        of_cell = rows_by_cell(unit, grid.window_shape)
         # The mean of the 12 cosines is 1 - spread / 6: the same order, with more digits where tokens are alike.
         # Published as cosines, where a pad (zero) is unlike itself.
         if self.compat:
             total = of_cell.sum(2).square().sum(-1) - of_cell.square().sum((2, 3))
             # Pads that nobody handles tie with each other, and then go by index.
-            spread = comparison_rank(total).to(total.dtype)
+            rank = comparison_rank(total).to(total.dtype)
         else:
-            spread = (of_cell - of_cell.mean(2, keepdim=True)).square().sum((2, 3))
-            spread = rank_pads_first(spread, grid)
-        dst = torch.full(spread.shape, SIZE - 1, dtype=torch.int64, device=unit.device)
+            rank = rank_pads_first(spread(of_cell), grid)
+        dst = torch.full(rank.shape, SIZE - 1, dtype=torch.int64, device=unit.device)
         merged = self.removed(grid) // 3
-        plan = cell_plan(spread, dst, grid, merged)
+        plan = cell_plan(rank, dst, grid, merged)
         return plan if self.compat else replace(plan, pads=pad_slots(grid, merged))
 
     def macs(self, grid: WindowGrid, head_dim: int) -> int:

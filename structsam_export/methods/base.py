@@ -143,7 +143,7 @@ class MergeMethod(Method):
             )
         x = grid.partition(y)
         if isinstance(plan, MergePlan) and step.ranks:
-            slots, keys = step.attend(plan.merge(x), plan.pos)
+            slots, keys = step.attend(plan.merge(x), plan.pos, plan.sizes)
             out = grid.unpartition(plan.unmerge(slots))
             # A merged token's key stands for every token it holds.
             spread = plan.unmerge(keys.transpose(1, 2).flatten(2)).unflatten(2, (keys.shape[1], -1)).transpose(1, 2)
@@ -151,7 +151,7 @@ class MergeMethod(Method):
             return out, plan
 
         def compute(tokens: Tensor, pos: Tensor | None) -> Tensor:
-            return step.stock(tokens) if pos is None else step.attend(tokens, pos)[0]
+            return step.stock(tokens) if pos is None else step.attend(tokens, pos, plan.sizes)[0]
 
         return grid.unpartition(plan.through(x, compute)), plan
 

@@ -46,6 +46,20 @@ def group_by_cell(values: Tensor, side: tuple[int, int]) -> Tensor:
     return values.index_select(1, index).view(values.shape[0], len(cells), SIZE)
 
 
+def rows_by_cell(values: Tensor, side: tuple[int, int]) -> Tensor:
+    """Rows of tokens (B, N, d) -> (B, C, 4, d), cell by cell."""
+    import torch
+
+    cells, _ = cell_indices(side)
+    index = torch.tensor(cells, device=values.device).flatten()
+    return values.index_select(1, index).view(values.shape[0], len(cells), SIZE, -1)
+
+
+def spread(of_cell: Tensor) -> Tensor:
+    """Squared distances of each cell's tokens (B, C, 4, d) to their mean, added up: (B, C)."""
+    return (of_cell - of_cell.mean(2, keepdim=True)).square().sum((2, 3))
+
+
 @lru_cache(maxsize=64)
 def raster_order(side: tuple[int, int]) -> tuple[int, ...]:
     """Where each token of the grid stands when tokens are listed cell by cell, odd row and column last."""

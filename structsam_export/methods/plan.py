@@ -38,6 +38,7 @@ class MergePlan:
     `equal` promises that sources come in runs: group g owns sources[:, g*A/G : (g+1)*A/G].
     `group_members` (N, s) lists, where that is fixed, the group each token would be the destination of, itself first.
     `pads` lists, where that is fixed, the slots of each window of an image that hold nothing but pads.
+    `proportional`: attention counts every slot as often as it has tokens (see `sizes`).
     """
 
     pos: Tensor
@@ -48,6 +49,7 @@ class MergePlan:
     equal: bool = False
     group_members: Tensor | None = None
     pads: tuple[tuple[int, ...], ...] = ()
+    proportional: bool = False
 
     PARTS: ClassVar[tuple[str, ...]] = ("pos", "slot", "sources")
     AT_ONCE: ClassVar[bool] = True
@@ -56,6 +58,23 @@ class MergePlan:
     def kept(self) -> int:
         """n, the number of slots."""
         return int(self.pos.shape[1])
+
+    @property
+    def sizes(self) -> Tensor | None:
+        """How many tokens each slot counts as in attention, float32 (1 or B, n); None: all alike.
+
+        With `proportional`, the tokens it holds: proportional attention (ToMe, arXiv 2210.09461, section 3).
+        """
+        import torch
+
+        if not self.proportional:
+            return None
+        if self.equal:  # the same in every window of every image
+            held = torch.ones(1, self.kept, device=self.pos.device)
+            held[:, self.kept - self.groups :] += self.sources.shape[1] / self.groups
+            return held
+        slots = torch.arange(self.kept, device=self.pos.device)
+        return (self.slot.unsqueeze(1) == slots[None, :, None]).sum(-1).float()
 
     def merge(self, x: Tensor) -> Tensor:
         """Reduce tokens (B, N, D) to slots (B, n, D)."""
@@ -151,6 +170,11 @@ class SplitPlan:
     def through_real(self, x: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
         """`compute` on all slots of every window."""
         return self.through(x, lambda slots, _: compute(slots))
+
+    @property
+    def sizes(self) -> Tensor | None:
+        """`MergePlan.sizes` of the windows that merge."""
+        return self.merged.sizes
 
     def through(self, x: Tensor, compute: Callable[[Tensor, Tensor | None], Tensor]) -> Tensor:
         """compute(tokens, None) on the dense windows of x (B * W, N, D), and as `MergePlan.through` on the others."""

@@ -11,7 +11,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from structsam_export.methods.base import MergeMethod
-from structsam_export.methods.cells import cell_plan, group_by_cell, merged_cells, pad_slots, rank_pads_first
+from structsam_export.methods.cells import (
+    cell_plan,
+    group_by_cell,
+    merged_cells,
+    pad_slots,
+    rank_pads_first,
+    rows_by_cell,
+    spread,
+)
 from structsam_export.methods.energy import gradient_energy
 from structsam_export.methods.matching import match
 
@@ -27,13 +35,14 @@ class StructSAM(MergeMethod):
     """A cell is as flat as its steepest token; the K flattest merge into their lowest-energy token.
 
     `variant` says which destination a source joins: "cell" its own cell's (no similarity needed), "bsm" the most
-    similar destination of the call by cosine (bipartite soft matching).
+    similar destination of the call by cosine (bipartite soft matching). "proportional" is ours: as "cell", but cells
+    are ranked by that energy times how far their tokens lie apart, and attention counts a merged cell as four tokens.
     """
 
     variant: str = "cell"
 
     NAME: ClassVar[str] = "structsam"
-    VARIANTS: ClassVar[dict[str, float]] = {"cell": 0.75, "bsm": 0.75}
+    VARIANTS: ClassVar[dict[str, float]] = {"cell": 0.75, "bsm": 0.75, "proportional": 0.75}
     COMPAT: ClassVar[tuple[str, ...]] = ()
     PROTECTS: ClassVar[str] = "cells with the steepest gradients"
     SOURCE: ClassVar[str] = "StructSAM, arXiv 2603.07307"
@@ -49,8 +58,8 @@ class StructSAM(MergeMethod):
         rank = rank_pads_first(rank, grid)
         merged = merged_cells(grid, self.rate)
         plan = cell_plan(rank, lowest, grid, merged)
-        if self.variant == "cell":
-            return replace(plan, pads=pad_slots(grid, merged))
+        if self.variant != "bsm":
+            return replace(plan, pads=pad_slots(grid, merged), proportional=self.variant == "proportional")
         first = plan.kept - plan.groups
         protected, dst = plan.pos[:, :first], plan.pos[:, first:]
         metric = grid.partition(tokens.features)
@@ -60,8 +69,12 @@ class StructSAM(MergeMethod):
         """For all windows of a block what its cells are ranked by, float32 (B, C), least merges first; and which of a
         cell's tokens the others join, int64 (B, C)."""
         energy = gradient_energy(tokens.features, tokens.grid, "sobel")
-        cells = group_by_cell(energy, tokens.grid.window_shape)
-        return cells.amax(-1), cells.argmin(-1)
+        shape = tokens.grid.window_shape
+        cells = group_by_cell(energy, shape)
+        rank = cells.amax(-1)
+        if self.variant == "proportional":
+            rank = rank * spread(rows_by_cell(tokens.grid.partition(tokens.features.float()), shape)).sqrt()
+        return rank, cells.argmin(-1)
 
     def macs(self, grid: WindowGrid, head_dim: int) -> int:
         """MACs of energy (two 3x3 kernels a channel) and matching in one block, batch 1."""

@@ -14,12 +14,15 @@ if TYPE_CHECKING:
 TABLE_LIMIT = 1 << 20
 
 
-def attention(attn: AttentionView, x: Tensor, pos: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def attention(
+    attn: AttentionView, x: Tensor, pos: Tensor, shape: tuple[int, int], sizes: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The stock attention among n tokens x (B, n, D) that sit at indices pos (B, n) of a window of `shape` (h, w).
 
     Same weights and same relative positions as the stock module: q . Rh[row_i - row_j] + q . Rw[col_i - col_j],
     with each merged token at its destination's place. The bias is no (n, n) map of its own: queries carry q . R for
     every row and column, keys a one-hot of theirs, so that one product gives scores and bias. Exact.
+    With `sizes` (1 or B, n), a token that stands for s counts s times: one channel more adds log s to its scores.
 
     Returns:
         Output (B, n, D) and keys (B, heads, n, d).
@@ -35,6 +38,9 @@ def attention(attn: AttentionView, x: Tensor, pos: Tensor, shape: tuple[int, int
         left += [q @ (table / attn.scale)[at] for table, at in position_tables(attn, pos, shape)]
         onehot = lines(shape, attn.heads, k)[pos]
         right.append(onehot if onehot.shape[2] == attn.heads else onehot.expand(-1, -1, attn.heads, -1))
+    if sizes is not None:
+        left.append(q.new_ones(1, 1, 1, 1).expand(B, n, attn.heads, -1))
+        right.append(sizes.log().to(k.dtype)[:, :, None, None].expand(B, -1, attn.heads, -1))
     scores = torch.cat(left, -1).transpose(1, 2) @ torch.cat(right, -1).permute(0, 2, 3, 1)
     y = scores.softmax(-1) @ v.transpose(1, 2)
     return attn.output(y.transpose(1, 2).reshape(B, n, D)), k.transpose(1, 2)

@@ -68,8 +68,8 @@ class BlockStep:
     def stock(self, x: Tensor) -> Tensor:
         return self.block.attention.stock(x.view(-1, *self.grid.window_shape, x.shape[-1])).flatten(1, 2)
 
-    def attend(self, x: Tensor, pos: Tensor) -> tuple[Tensor, Tensor]:
-        return attention(self.block.attention, x, pos, self.grid.window_shape)
+    def attend(self, x: Tensor, pos: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return attention(self.block.attention, x, pos, self.grid.window_shape, sizes)
 
     def attend_to(self, y: Tensor, plan: Keys) -> Tensor:
         return stripe_attention(self.block.attention, y, plan)

@@ -34,15 +34,17 @@ class SequenceStep(BlockStep):
     def stock(self, x: Tensor) -> Tensor:
         return self.along(x, None)
 
-    def attend(self, x: Tensor, pos: Tensor) -> tuple[Tensor, Tensor]:
-        return self.along(x, pos), self.keys(x.unsqueeze(1))
+    def attend(self, x: Tensor, pos: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.along(x, pos, sizes), self.keys(x.unsqueeze(1))
 
-    def along(self, x: Tensor, pos: Tensor | None) -> Tensor:
+    def along(self, x: Tensor, pos: Tensor | None, sizes: Tensor | None = None) -> Tensor:
         """Attention of the grid's tokens x (B, n, D) at places `pos`, behind the leading ones -> (B, n, D)."""
         import torch
 
         view: Any = self.block
-        y = view.attention.sequence(torch.cat([self.lead, x], 1), self.grid.shape, pos)
+        if sizes is not None:
+            sizes = torch.cat([sizes.new_ones(len(sizes), self.lead.shape[1]), sizes], 1)
+        y = view.attention.sequence(torch.cat([self.lead, x], 1), self.grid.shape, pos, sizes)
         self.led[:] = [y[:, : self.lead.shape[1]]]
         return y[:, self.lead.shape[1] :]  # type: ignore[no-any-return]
 

@@ -25,7 +25,7 @@ from structsam_export.tune.measure import Measurer
 from structsam_export.tune.space import KEEP, Space, space_of
 from structsam_export.tune.steps import Budget, Steps, found, planned
 
-SCHEMA = 3
+SCHEMA = 4
 MINUTES, QUICK_MINUTES = 20.0, 5.0
 
 
@@ -34,7 +34,7 @@ class Menu:
     """What is tried: methods (`sweep.grid.parse`; a schedule has one, `quick` tries the first only), rates and MLP
     policies as lists in text; densities are those of residual consistency, one for all blocks of a schedule."""
 
-    methods: str = "structsam:cell,algm,vidtome"
+    methods: str = "structsam:proportional,algm"
     rates: str = "0.25,0.5,0.75"
     mlps: str = "merge,residual-consistency"
     densities: str = "0.25,0.5"

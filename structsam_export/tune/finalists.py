@@ -14,6 +14,8 @@ from structsam_export.evaluate.statistics import Interval
 from structsam_export.tune import measure, search
 from structsam_export.tune.space import DENSE, KEEP, Choice, Space
 
+NEAR = 0.02  # of the cost: uniform schedules no farther from a tuned one are compared with it
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -256,25 +258,33 @@ def verdict_of(
 ) -> dict[str, Any]:
     """Whether the chosen schedule keeps to its budget on the held-out half, and whether it beats a uniform one there.
 
-    It is compared with the uniform schedule next to it in cost (`title` says in what), paired by image.
+    It is compared with the uniform schedules of about its cost (`title` says in what), paired by image.
     """
-    near = min(range(len(uniform)), key=lambda i: abs(uniform[i]["cost"] - chosen["cost"]))
-    gain = measure.summary((others[near] - losses)[None])[0]
-    low, high = gain["low"], gain["high"]
-    sure = low is not None and high is not None and not low <= 0 <= high
-    own = chosen["held_out"]
     from structsam_export.evaluate.command import spread
 
+    own = chosen["held_out"]
     lines = [
         f"{chosen['name']}: {1 - chosen['cost']:.1%} of the {title} saved, mIoU lost {spread(own)} on {len(losses)} "
-        "held-out images.",
-        f"Against {uniform[near]['name']} ({1 - uniform[near]['cost']:.1%} saved, lost "
-        f"{spread(uniform[near]['held_out'])}): {spread(gain, '+')} mIoU"
-        + ("." if sure else ", no significant difference."),
+        "held-out images."
     ]
-    if own["low"] is not None and own["high"] is not None and own["low"] <= 0 <= own["high"]:
+    distances = [abs(row["cost"] - chosen["cost"]) for row in uniform]
+    near = [i for i, distance in enumerate(distances) if distance <= max(NEAR, min(distances))]
+    against = []
+    for row, gain in zip((uniform[i] for i in near), measure.summary(others[near] - losses)):
+        against.append({"name": row["name"], "cost": row["cost"], "gain": gain, "significant": differs(gain)})
+        lines.append(
+            f"Against {row['name']} ({1 - row['cost']:.1%} saved, lost {spread(row['held_out'])}): "
+            f"{spread(gain, '+')} mIoU" + ("." if differs(gain) else ", no significant difference.")
+        )
+    if own["low"] is not None and not differs(own):
         lines.append("Its loss is no significant difference to the unpatched model.")
     kept = own["mean"] <= budget.loss if budget.cost is None else chosen["cost"] <= budget.cost + budget.slack
     if not kept:
         lines.append("It does not keep to the budget on held-out images: ask for less, or pass more images.")
-    return {"keeps": kept, "against": uniform[near]["name"], "gain": gain, "significant": sure, "lines": lines}
+    return {"keeps": kept, "against": against, "lines": lines}
+
+
+def differs(gain: Interval) -> bool:
+    """Whether an interval excludes 0."""
+    low, high = gain["low"], gain["high"]
+    return low is not None and high is not None and not low <= 0 <= high

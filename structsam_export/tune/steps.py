@@ -30,6 +30,7 @@ from structsam_export.tune.space import DENSE, KEEP, Choice, Space
 
 PLAN = "plan.json"
 UNIFORM = (0.25, 0.5, 0.75)
+PUBLISHED = ("structsam", "cell")
 # Shares of the work of a run: what is not sensitivity is finalists, uniform schedules and held-out images.
 SENSITIVITY = 0.45
 FEWEST = 4  # images of the sensitivity
@@ -86,10 +87,12 @@ def singles(space: Space) -> dict[tuple[int, Choice], ExportConfig]:
 
 
 def uniforms(spaces: Sequence[Space]) -> list[ExportConfig]:
-    """What a user would try without tuning: each method at one rate everywhere."""
+    """What a user would try without tuning: each method, and the published default, at one rate everywhere."""
+    bases = [replace(space.base, mlp_density=None) for space in spaces]
+    bases += [replace(base, method=PUBLISHED[0], variant=PUBLISHED[1]) for base in bases[:1]]
     return [
         replace(base, rate=rate)
-        for base in dict.fromkeys(replace(space.base, mlp_density=None) for space in spaces)
+        for base in dict.fromkeys(bases)
         for rate in UNIFORM
         if rate <= method_class(base.method).VARIANTS[str(base.variant)]
     ]
@@ -218,5 +221,6 @@ def found(
 
 def uniform_sum(tables: Sequence[Table], config: ExportConfig) -> float:
     """What a uniform schedule's blocks alone disagree, squared and added up; NaN where that was not tried."""
-    table = next(t for t in tables if (t.space.base.method, t.space.base.variant) == (config.method, config.variant))
-    return table.uniform(float(config.rate or 0))
+    of_method = (t for t in tables if (t.space.base.method, t.space.base.variant) == (config.method, config.variant))
+    table = next(of_method, None)
+    return float("nan") if table is None else table.uniform(float(config.rate or 0))

@@ -89,7 +89,12 @@ def block_by_hand(block, x, plan, lead, rope):
     q, k = block.attn.q_norm(q), block.attn.k_norm(k)
     if rope:
         q, k = (torch.cat([t[:, :lead], rotated(t[:, lead:], pos, 6)], 1) for t in (q, k))
-    made = ((q @ k.transpose(1, 2)) / (dim // heads) ** 0.5).softmax(-1) @ v
+    scores = (q @ k.transpose(1, 2)) / (dim // heads) ** 0.5
+    if plan.proportional:  # a slot counts as often as it has tokens
+        held = torch.cat([torch.ones(lead), torch.stack([(slot == j).sum() for j in range(len(pos))])])
+        made = (scores.exp() * held / (scores.exp() * held).sum(-1, keepdim=True)) @ v
+    else:
+        made = scores.softmax(-1) @ v
     made = block.attn.proj(made.transpose(0, 1).flatten(1))
     scale1, scale2 = (
         getattr(block, f"gamma_{i}") if rope else getattr(getattr(block, f"ls{i}"), "gamma", 1) for i in (1, 2)
@@ -99,12 +104,13 @@ def block_by_hand(block, x, plan, lead, rope):
 
 
 @pytest.mark.parametrize("name", ["deit", "registers", "dinov3"])
-@pytest.mark.parametrize("method", ["tome", "structsam", "pitome"])
+@pytest.mark.parametrize("method", ["tome", "structsam", "structsam proportional", "pitome"])
 def test_a_merged_block_is_that_written_by_hand(name, method):
     stock, ours = pair(name)
     seen = {}
     ours.blocks[1].register_forward_hook(lambda _, given, made: seen.update(given=given[0], made=made))
-    with patched(ours, make_method(method, 0.5), [1]), recording(ours) as decisions:
+    method, *variant = method.split()
+    with patched(ours, make_method(method, 0.5, *variant), [1]), recording(ours) as decisions:
         ours(image(1))
     plan, lead = decisions["plan.1"].plan, stock.num_prefix_tokens
     assert plan.slot.shape == (1, 36) and plan.kept < 36  # of the grid alone: class token and registers are in no plan

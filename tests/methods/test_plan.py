@@ -51,6 +51,14 @@ def test_ragged_groups_and_single_tokens(x):
     assert torch.allclose(ragged.merge(x), expected, atol=1e-6)
 
 
+def test_sizes_are_the_tokens_that_slots_hold():
+    ragged = MergePlan(torch.tensor([[5, 0, 2]]), torch.tensor([[1, 2, 2, 2, 2, 0]]), torch.tensor([[1, 3, 4]]), 2)
+    assert ragged.sizes is None
+    assert dataclasses.replace(ragged, proportional=True).sizes.tolist() == [[1, 1, 4]]
+    assert plan(proportional=True).sizes.tolist() == [[3, 3], [3, 3]]
+    assert plan(proportional=True, equal=True).sizes.tolist() == [[3, 3]]
+
+
 @pytest.mark.parametrize("equal", [True, False])
 def test_replace_keeps_the_destination_alone(x, equal):
     merged = plan(reduce="replace", equal=equal).merge(x)

@@ -11,6 +11,7 @@ import torch
 from structsam_export.methods import make_method
 from structsam_export.methods.energy import sobel_energy
 from structsam_export.methods.matching import similarity, unit_features
+from structsam_export.methods.structsam import StructSAM
 from structsam_export.tokens import Tokens, WindowGrid
 
 SX = ((-1, 0, 1), (-2, 0, 2), (-1, 0, 1))
@@ -25,6 +26,7 @@ LAYOUTS = {
     "odd": WindowGrid((9, 7)),
 }
 each_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+each_variant = pytest.mark.parametrize("variant", StructSAM.VARIANTS)
 each_rate = pytest.mark.parametrize("rate", [0.25, 0.5, 0.75])
 
 
@@ -75,16 +77,26 @@ def slow_destination(x, layout, rate, variant):
         ]
         merged = min(len(cells), math.floor(rate * height * width / 3))
         # phi = -max; a cell of pads is flatter than any other.
-        steepest = [-1.0 if all(places[t] is PAD for t in cell) else max(value[t] for t in cell) for cell in cells]
-        chosen = sorted(range(len(cells)), key=lambda m: steepest[m])[:merged]
+        flatness = [max(value[t] for t in cell) for cell in cells]
+        if variant == "proportional":
+            flatness = [e * spread([places[t] for t in cell], x) for e, cell in zip(flatness, cells)]
+        flatness = [-1.0 if all(places[t] is PAD for t in cell) else e for e, cell in zip(flatness, cells)]
+        chosen = sorted(range(len(cells)), key=lambda m: flatness[m])[:merged]
         own = {m: min(cells[m], key=lambda t: value[t]) for m in chosen}
         goes_to = list(range(height * width))
         for m in chosen:
             for token in cells[m]:
                 if token != own[m]:
-                    goes_to[token] = own[m] if variant == "cell" else closest(token, own.values(), places, x)
+                    goes_to[token] = closest(token, own.values(), places, x) if variant == "bsm" else own[m]
         result.append(goes_to)
     return np.array(result)
+
+
+def spread(places, x):
+    """How far a cell's tokens lie from their mean, summed squares' root; pads are zero."""
+    tokens = [np.zeros(x.shape[2]) if place is PAD else x[place] for place in places]
+    mean = sum(tokens) / len(tokens)
+    return math.sqrt(sum(float(((token - mean) ** 2).sum()) for token in tokens))
 
 
 def closest(token, destinations, places, x):
@@ -107,9 +119,10 @@ def real_tokens(layout):
 
 @each_rate
 @each_layout
-def test_cell_decides_as_the_reference(layout, rate):
+@pytest.mark.parametrize("variant", ["cell", "proportional"])
+def test_cells_are_decided_as_by_the_reference(layout, rate, variant):
     x = features(layout.shape)
-    found, expected = fast_destination(x, layout, rate, "cell"), slow_destination(x, layout, rate, "cell")
+    found, expected = fast_destination(x, layout, rate, variant), slow_destination(x, layout, rate, variant)
     real = real_tokens(layout)  # which of many equal cells of pads merge is left open
     assert np.array_equal(found[real], expected[real])
     assert (found != np.arange(layout.tokens)).sum(1).tolist() == (expected != np.arange(layout.tokens)).sum(1).tolist()
@@ -130,13 +143,7 @@ def test_bsm_leaves_the_cell_when_another_is_more_alike():
     assert (fast_destination(x, layout, 0.5, "bsm") != fast_destination(x, layout, 0.5, "cell")).mean() > 0.1
 
 
-@pytest.mark.parametrize(
-    "variant",
-    [
-        "cell",
-        "bsm",
-    ],
-)
+@each_variant
 def test_tokens_unlike_all_others_still_do_not_join_pads(variant):
     layout = LAYOUTS["wide"]
     real = real_tokens(layout)
@@ -144,7 +151,7 @@ def test_tokens_unlike_all_others_still_do_not_join_pads(variant):
     assert np.array_equal(real, np.take_along_axis(real, destination, 1))
 
 
-@pytest.mark.parametrize("variant", ["cell", "bsm"])
+@each_variant
 def test_cells_that_are_half_pads_do_not_mix_them(variant):
     layout = WindowGrid((7, 7), 4)
     real = real_tokens(layout)
@@ -153,7 +160,7 @@ def test_cells_that_are_half_pads_do_not_mix_them(variant):
 
 
 @pytest.mark.parametrize("flat", [False, True], ids=["random", "flat"])
-@pytest.mark.parametrize("variant", ["cell", "bsm"])
+@each_variant
 @each_rate
 @pytest.mark.parametrize("where", ["sam-window", "demo-window", "wide"])
 def test_pads_merge_before_any_real_token(where, rate, variant, flat):
@@ -203,7 +210,7 @@ TABLE = {
 }
 
 
-@pytest.mark.parametrize("variant", ["cell", "bsm"])
+@each_variant
 @pytest.mark.parametrize("rate", TABLE)
 def test_kept_tokens_as_tabulated(rate, variant):
     method = make_method("structsam", rate, variant)
@@ -258,4 +265,5 @@ def test_macs_of_energy_and_matching():
     layout, calls, merged = WindowGrid((64, 64), 14), 25, 32
     energy = 2 * 9 * 4096 * 64
     assert make_method("structsam", 0.5, "cell").macs(layout, 64) == energy
+    assert make_method("structsam", 0.5, "proportional").macs(layout, 64) == energy
     assert make_method("structsam", 0.5, "bsm").macs(layout, 64) == energy + calls * 3 * merged * merged * 64

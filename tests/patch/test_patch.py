@@ -163,8 +163,14 @@ def test_a_grid_that_is_not_square():
 
 
 @pytest.mark.parametrize("window", [4, 0])
-def test_merging_cells_of_equal_tokens_is_lossless(window):
-    """With one colour per cell and no relative positions, merging every cell leaves attention as it is."""
+@pytest.mark.parametrize(
+    ("rate", "variant", "lossless"), [(0.75, "cell", True), (0.5, "proportional", True), (0.5, "cell", False)]
+)
+def test_merging_cells_of_equal_tokens_is_lossless(window, rate, variant, lossless):
+    """With one colour per cell and no relative positions, merging every cell leaves attention as it is.
+
+    Merging some does so, too, if attention counts each of them as its four tokens.
+    """
     encoder = tiny_encoder(image=(96, 96), window=window or 4, global_layers=() if window else (0, 1, 2))
     for name, p in encoder.named_parameters():
         if "pos" in name:
@@ -172,9 +178,9 @@ def test_merging_cells_of_equal_tokens_is_lossless(window):
     x = torch.randn(2, 3, 3, 3, generator=torch.Generator().manual_seed(1))
     x = x.repeat_interleave(32, 2).repeat_interleave(32, 3)
     dense = encoder(x)
-    with patched(encoder, make_method("structsam", 0.75), range(3)):
+    with patched(encoder, make_method("structsam", rate, variant), range(3)):
         assert merging(encoder) == [0, 1, 2]
-        assert torch.allclose(encoder(x), dense, atol=1e-5)
+        assert torch.allclose(encoder(x), dense, atol=1e-5) == lossless
 
 
 @pytest.mark.parametrize("variant", ["cell", "bsm"])
@@ -254,6 +260,20 @@ def test_attention_of_some_tokens_is_the_stock_scores_of_their_places():
     some = torch.stack([s[i][:, i] for s, i in zip(scores, at)])
     y = (some.softmax(-1) @ pick(v, at)).view(3, heads, 9, -1).transpose(1, 2).reshape(3, 9, dim)
     assert torch.allclose(attention(AttentionView(attn), pick(x, pos), pos, side)[0], attn.proj(y), atol=1e-5)
+
+
+@pytest.mark.parametrize("table", [(4, 6), None], ids=["table", "no table"])
+def test_a_token_of_some_size_counts_as_so_many_tokens(table):
+    side = (4, 6)
+    attn = AttentionView(random_attention(table, use_rel_pos=table is not None))
+    x, pos = random_tokens(side), shuffled(side)[:, :9]
+    sizes = torch.tensor([1, 4, 1, 2, 1, 1, 3, 1, 1])
+    repeated = torch.arange(9).repeat_interleave(sizes)
+    slots = pick(x, pos)
+    found = attention(attn, slots, pos, side, sizes.float()[None])[0]
+    many = attention(attn, slots[:, repeated], pos[:, repeated], side)[0]
+    assert torch.allclose(found[:, repeated], many, atol=1e-5)
+    assert not torch.allclose(found, attention(attn, slots, pos, side)[0], atol=1e-3)
 
 
 def test_recording_gives_one_plan_per_merging_layer(encoder):

@@ -24,6 +24,7 @@ CASES = [
     ("none", "dense", (), 2),
     ("structsam", "cell", (0, 1), 2),
     ("structsam", "bsm", (0, 1), 2),
+    ("structsam", "proportional", (0, 1), 2),
     ("tome", "alternate", (0, 1), 2),
     ("cubist", "window", (0, 1, 2), 1),
 ]

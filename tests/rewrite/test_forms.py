@@ -26,7 +26,8 @@ from structsam_export.rewrite.subgraphs import all_nodes
 DEPTH, BATCH, OPSET = 3, 2, 23
 LAYERS = tuple(range(DEPTH))
 # Of every kind of merging one: the forms' rules see no methods.
-CASES = [("none", "dense"), ("structsam", "cell"), ("tome", "alternate"), ("cubist", "window"), ("sparsesam", "stripe")]
+CASES = [("none", "dense"), ("structsam", "cell"), ("structsam", "proportional"), ("tome", "alternate")]
+CASES += [("cubist", "window"), ("sparsesam", "stripe")]
 OPERATORS = {"portable": None, "attention": "Attention", "ort-cpu": "MultiHeadAttention", "openvino": None}
 # Forms that leave attention as products and a softmax.
 IN_PRODUCTS = ("portable", "openvino")
