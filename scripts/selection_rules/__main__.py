@@ -2,7 +2,8 @@
 
     python scripts/selection_rules --rates 0.5,0.75
 
-mIoU lost on the generated set, and its difference to the published rule's paired by image, with 95 % intervals.
+mIoU lost on the generated set, how far masks move, and the differences to the published rule paired by image, with 95 %
+intervals.
 Finished images are kept in --output, so that a stopped run continues.
 """
 

@@ -21,7 +21,8 @@ def compared(
     jobs: int,
     output: Path,
 ) -> list[dict[str, Any]]:
-    """A row for each rate and rule: `lost`, and `gain` over the published rule (None for that one), as intervals."""
+    """A row for each rate and rule: `lost` and `moved` (1 - IoU with the unpatched model's masks), and what is less of
+    both than with the published rule (`gain`, `nearer`; None for that one), as intervals."""
     names = [PUBLISHED, *register()]
     base = ExportConfig(model=model, checkpoint=checkpoint, precision="fp32")
     loaded = loaded_for(base)
@@ -32,13 +33,13 @@ def compared(
     known = [(rate, name) for rate in rates for name in names]
     configs = [ExportConfig(**{**vars(base), "method": name, "rate": rate}) for rate, name in known]
     with store.kept():
-        losses, _ = meter.measure("rules", configs, samples)
-    lost = measure.summary(losses)
-    gains = measure.summary(losses[[known.index((rate, PUBLISHED)) for rate, _ in known]] - losses)
-    return [
-        {"rate": rate, "rule": name, "images": len(samples), "lost": row, "gain": None if name == PUBLISHED else gain}
-        for (rate, name), row, gain in zip(known, lost, gains)
-    ]
+        both = meter.measure("rules", configs, samples)
+    published = [known.index((rate, PUBLISHED)) for rate, _ in known]
+    rows: list[dict[str, Any]] = [{"rate": rate, "rule": name, "images": len(samples)} for rate, name in known]
+    for (value, less), figures in zip((("lost", "gain"), ("moved", "nearer")), both):
+        for row, mean, gain in zip(rows, measure.summary(figures), measure.summary(figures[published] - figures)):
+            row |= {value: mean, less: None if row["rule"] == PUBLISHED else gain}
+    return rows
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -47,7 +48,11 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     def text(row: Any) -> str:
         return f"{row['mean']:.4f} ({row['low']:.4f}, {row['high']:.4f})" if row else ""
 
-    lines = [f"{rows[0]['images']} images", "", "| rate | rule | mIoU lost | gain over the published rule |"]
-    lines += ["|--:|---|---|---|"]
-    lines += [f"| {r['rate']:g} | {r['rule']} | {text(r['lost'])} | {text(r['gain'])} |" for r in rows]
+    columns = ("lost", "gain", "moved", "nearer")
+    lines = [f"{rows[0]['images']} images", ""]
+    lines += [
+        "| rate | rule | mIoU lost | gain over the published rule | 1 - IoU with the unpatched model | nearer by |"
+    ]
+    lines += ["|--:|---|---|---|---|---|"]
+    lines += [f"| {r['rate']:g} | {r['rule']} | {' | '.join(text(r[c]) for c in columns)} |" for r in rows]
     return "\n".join(lines)

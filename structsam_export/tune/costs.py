@@ -17,7 +17,7 @@ from structsam_export.evaluate.store import Store, key_of, read
 from structsam_export.files import scratch
 from structsam_export.models import LoadedModel
 from structsam_export.tokens import WindowGrid
-from structsam_export.tune.space import DENSE, KEEP, Choice, Space, job_of, macs_ratio
+from structsam_export.tune.space import DENSE, KEEP, Choice, Space, job_of, macs_ratio, read_off
 
 FILE = "latency.json"
 ROUNDS = 9
@@ -128,12 +128,14 @@ class Latency:
             for block in blocks
         }
         ratio = dict(zip(tried, self.ratios([config for config, _ in tried.values()])))
-        alone = {key: (ratio[key] - 1) / count for key, (_, count) in tried.items()}
+        known: list[dict[Choice, float]] = [{DENSE: 0.0} for _ in space.options]
+        for (block, choice), (_, count) in tried.items():
+            known[block][choice] = (ratio[block, choice] - 1) / count
 
         def cost(block: int, choice: Choice) -> float:
             if choice.rate and choice.mlp == KEEP:
-                return alone[block, Choice(choice.rate)] + alone[block, Choice(0.0, KEEP)]
-            return alone[block, choice] if choice != DENSE else 0.0
+                return cost(block, Choice(choice.rate)) + cost(block, Choice(0.0, KEEP))
+            return read_off(known[block], choice)
 
         return [[cost(block, choice) for choice in options] for block, options in enumerate(space.options)]
 
@@ -147,11 +149,8 @@ def kinds(space: Space, loaded: LoadedModel) -> list[list[int]]:
 
 
 def for_all(space: Space, blocks: Sequence[int]) -> dict[Choice, tuple[ExportConfig, int]]:
-    """Each choice in all of these blocks that have it, and how many have; a rate with residual consistency is left out:
-    their savings are taken to add up."""
-    choices = dict.fromkeys(
-        c for b in blocks for c in space.options[b] if c != DENSE and not (c.rate and c.mlp == KEEP)
-    )
+    """Each choice that is tried, in all of these blocks that have it, and how many have."""
+    choices = dict.fromkeys(c for b in blocks for c in space.options[b] if space.tried(c))
     made = {}
     for choice in choices:
         having = [b for b in blocks if choice in space.options[b]]

@@ -11,8 +11,9 @@ import numpy as np
 
 from structsam_export.config import ExportConfig
 from structsam_export.evaluate.statistics import Interval
+from structsam_export.methods import method_class
 from structsam_export.tune import measure, search
-from structsam_export.tune.space import DENSE, KEEP, Choice, Space
+from structsam_export.tune.space import DENSE, KEEP, Choice, Space, read_off
 
 NEAR = 0.02  # of the cost: uniform schedules no farther from a tuned one are compared with it
 
@@ -104,23 +105,22 @@ class Table:
         values: Mapping[ExportConfig, tuple[np.ndarray, np.ndarray]],
         costs: list[list[float]],
     ) -> Table:
-        """From what each option did alone; a rate with residual consistency has the sums of both.
+        """From what options did alone (`space.read_off`); a rate with residual consistency has the sums of both.
 
         Args:
             space, alone: the options, and the configuration of each that was tried.
             values: loss and disagreement of each configuration, by image.
             costs: of all options (`costs.Cost.table`).
         """
-        means = {key: [float(v.mean()) for v in values[config]] for key, config in alone.items()}
+        lost, moved = ([{DENSE: 0.0} for _ in space.options] for _ in range(2))
+        for (block, choice), config in alone.items():
+            lost[block][choice], moved[block][choice] = (float(value.mean()) for value in values[config])
 
         def figures(block: int, choice: Choice) -> tuple[float, float]:
-            if choice == DENSE:
-                return 0.0, 0.0
-            if (block, choice) in means:
-                loss, apart = means[block, choice]
-                return loss, apart
-            rate, keep = means[block, Choice(choice.rate)], means[block, Choice(0.0, KEEP)]
-            return rate[0] + keep[0], float(np.hypot(rate[1], keep[1]))
+            if choice.rate and choice.mlp == KEEP:
+                rate, keep = figures(block, Choice(choice.rate)), figures(block, Choice(0.0, KEEP))
+                return rate[0] + keep[0], float(np.hypot(rate[1], keep[1]))
+            return read_off(lost[block], choice), read_off(moved[block], choice, power=True)
 
         every = [[figures(block, choice) for choice in options] for block, options in enumerate(space.options)]
         losses, apart = ([[pair[k] for pair in row] for row in every] for k in range(2))
@@ -175,6 +175,7 @@ class Table:
                         "loss": self.losses[b][i],
                         "disagreement": self.apart[b][i],
                         "cost": self.costs[b][i],
+                        "tried": self.space.tried(choice),
                     }
                     for i, choice in enumerate(options)
                 ]
@@ -240,12 +241,13 @@ def row_of(config: ExportConfig, cost: float, macs: float, selection: Interval, 
 
 def name_of(config: ExportConfig) -> str:
     """A schedule in a table."""
+    variant = config.variant if config.variant != next(iter(method_class(config.method).VARIANTS)) else None
     mlp = "" if config.mlp == "none" else f", mlp {config.mlp}"
     density = "" if config.mlp_density is None else f" ({config.mlp_density:g})"
     rate = (
         "" if config.rate is None else f" {config.rate if isinstance(config.rate, str) else format(config.rate, 'g')}"
     )
-    return f"{config.method}{rate}{mlp}{density}"
+    return f"{config.method}{f':{variant}' if variant else ''}{rate}{mlp}{density}"
 
 
 def verdict_of(

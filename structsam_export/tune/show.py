@@ -99,7 +99,7 @@ def pareto(axis: Any, report: dict[str, Any]) -> None:
 
 
 def by_method(tables: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One table a method: options of residual consistency of every density in one, each with its density."""
+    """One table a method of what was tried: residual consistency of every density in one, each with its density."""
     found: dict[str, dict[str, Any]] = {}
     for table in tables:
         one = found.setdefault(table["method"], {"method": table["method"], "blocks": [[] for _ in table["blocks"]]})
@@ -107,7 +107,7 @@ def by_method(tables: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             for option in more:
                 density = f" {table['density']:g}" if option["mlp"] == KEEP else ""
                 labelled = {**option, "label": f"{option['rate']:g} {option['mlp']}{density}".removesuffix(" none")}
-                if labelled["label"] not in [o["label"] for o in options]:
+                if option["tried"] and labelled["label"] not in [o["label"] for o in options]:
                     options.append(labelled)
     return list(found.values())
 
@@ -116,12 +116,11 @@ def heat(figure: Any, axis: Any, one: dict[str, Any]) -> None:
     """Blocks x options of one method: disagreement of each alone with the unpatched model's masks, in points."""
     import numpy as np
 
-    options = list(dict.fromkeys(o["label"] for block in one["blocks"] for o in block if tried(o)))
+    options = list(dict.fromkeys(o["label"] for block in one["blocks"] for o in block))
     grid = np.full((len(options), len(one["blocks"])), np.nan)
     for column, block in enumerate(one["blocks"]):
         for option in block:
-            if tried(option):
-                grid[options.index(option["label"]), column] = 100 * option["disagreement"]
+            grid[options.index(option["label"]), column] = 100 * option["disagreement"]
     image = axis.imshow(grid, cmap="YlOrRd", vmin=0, aspect="auto")
     for (y, x), value in np.ndenumerate(grid):
         if not np.isnan(value):
@@ -131,11 +130,6 @@ def heat(figure: Any, axis: Any, one: dict[str, Any]) -> None:
     axis.set_xlabel("block")
     axis.set_title(f"{one['method']}, one block alone:\nhow far masks move, points of IoU", fontsize=8)
     figure.colorbar(image, ax=axis)
-
-
-def tried(option: dict[str, Any]) -> bool:
-    """Whether an option was measured alone: not the dense one, nor a sum of two."""
-    return bool(option["rate"] or option["mlp"] != "none") and not (option["rate"] and option["mlp"] == KEEP)
 
 
 def write_page(report: dict[str, Any], path: Path) -> None:

@@ -16,6 +16,7 @@ from structsam_export.models import LoadedModel
 from structsam_export.schedule import Request
 
 MERGE, KEEP = "merge", "residual-consistency"
+STEP = 0.05  # of rates that the search may choose between those that were tried
 
 
 @dataclass(frozen=True, order=True)
@@ -40,15 +41,21 @@ class Space:
     """One method's choices: `options[i]` lists those of block i, the dense one first.
 
     `base.mlp_density` is the share of tokens through the MLPs that follow residual consistency, the same in all blocks.
+    Rates of `between` are not tried: what they do is read off between those that are (`read_off`).
     """
 
     base: ExportConfig
     options: tuple[tuple[Choice, ...], ...]
+    between: frozenset[float] = frozenset()
 
     @property
     def method(self) -> str:
         """METHOD:VARIANT."""
         return f"{self.base.method}:{self.base.variant}"
+
+    def tried(self, choice: Choice) -> bool:
+        """Whether a choice is tried. A rate with residual consistency is not: the two are taken to add up."""
+        return choice != DENSE and not (choice.rate and choice.mlp == KEEP) and choice.rate not in self.between
 
     def config(self, choices: Sequence[Choice]) -> ExportConfig:
         """The configuration in which block i does `choices[i]`; schedules that do alike have one text."""
@@ -89,13 +96,16 @@ def space_of(base: ExportConfig, rates: Sequence[float], mlps: Sequence[str], lo
 
     Args:
         base: its method, variant and density.
-        rates: rates to try; those above the variant's largest become that.
+        rates: rates to try; those above the variant's largest become that. Multiples of `STEP` between them are
+            choices, too.
         mlps: policies to try besides dense MLPs.
         loaded: the model.
     """
     cls, geometry = method_class(base.method), loaded.geometry
     most = cls.VARIANTS[base.variant or next(iter(cls.VARIANTS))]
-    allowed = sorted({min(rate, most) for rate in rates})
+    tried = {min(rate, most) for rate in rates}
+    between = frozenset(rate for rate in finer() if min(tried) < rate < max(tried)) - tried
+    allowed = sorted(tried | between)
     first = geometry.global_layers[0] if geometry.global_layers else geometry.depth
     options = []
     for block in range(geometry.depth):
@@ -105,7 +115,31 @@ def space_of(base: ExportConfig, rates: Sequence[float], mlps: Sequence[str], lo
         if KEEP in mlps and block > first and geometry.windows[block]:
             found += [Choice(rate, KEEP) for rate in (0.0, *allowed)]
         options.append(tuple(found))
-    return Space(base, tuple(options))
+    return Space(base, tuple(options), between)
+
+
+def finer() -> list[float]:
+    """Multiples of `STEP` below 1."""
+    return [round(STEP * i, 6) for i in range(1, round(1 / STEP))]
+
+
+def read_off(known: Mapping[Choice, float], choice: Choice, power: bool = False) -> float:
+    """The value of a choice, or what it is between those of the next rates with its MLP policy.
+
+    Args:
+        known: values by choice.
+        choice: one of them, or one whose rate lies between two of theirs.
+        power: values grow with a power of the rate, as disagreements about do; otherwise on straight lines.
+    """
+    import numpy as np
+
+    if choice in known:
+        return known[choice]
+    rates = sorted(other.rate for other in known if other.mlp == choice.mlp and other.rate)
+    values = [known[Choice(rate, choice.mlp)] for rate in rates]
+    if power and min(values) > 0:
+        return float(np.exp(np.interp(np.log(choice.rate), np.log(rates), np.log(values))))
+    return float(np.interp(choice.rate, rates, values))
 
 
 def job_of(config: ExportConfig, loaded: LoadedModel) -> Job:

@@ -26,7 +26,7 @@ from structsam_export.tune.finalists import (
     verdict_of,
 )
 from structsam_export.tune.measure import Measurer
-from structsam_export.tune.space import DENSE, KEEP, Choice, Space
+from structsam_export.tune.space import Choice, Space
 
 PLAN = "plan.json"
 UNIFORM = (0.25, 0.5, 0.75)
@@ -77,12 +77,12 @@ class Steps:
 
 
 def singles(space: Space) -> dict[tuple[int, Choice], ExportConfig]:
-    """Every choice of every block, alone. A rate and residual consistency are taken to add up; they are not tried."""
+    """Every choice of every block that is tried, alone."""
     return {
         (block, choice): space.single(block, choice)
         for block, options in enumerate(space.options)
         for choice in options
-        if choice != DENSE and not (choice.rate and choice.mlp == KEEP)
+        if space.tried(choice)
     }
 
 

@@ -16,8 +16,8 @@ from structsam_export.schedule import resolve
 from structsam_export.tune.finalists import Curve, Table, at, choose
 from structsam_export.tune.measure import errors, halves, spread
 from structsam_export.tune.search import at_random, cheapest, front, safest, shrunk
-from structsam_export.tune.space import DENSE, KEEP, MERGE, Choice, Space, ranges
-from structsam_export.tune.steps import Budget
+from structsam_export.tune.space import DENSE, KEEP, MERGE, Choice, Space, ranges, read_off
+from structsam_export.tune.steps import Budget, singles
 
 B = GEOMETRIES["vit_b"]
 
@@ -126,6 +126,24 @@ def test_the_curve_finds_what_noisy_losses_follow_from(true):
     near = np.array(curve.drawn(apart, losses, np.full(200, 0.002)))
     assert np.abs(near - exact).mean() < 0.2 * np.abs(losses - exact).mean()
     assert curve.drawn(apart[:1], losses[:1], np.zeros(1)) == pytest.approx(losses[:1])
+
+
+def test_rates_between_those_that_are_tried_are_read_off():
+    """Disagreements that are a power of the rate, and losses and costs on a line, are found exactly."""
+    rates, more = (0.25, 0.5, 0.75), (0.3, 0.4, 0.7)
+    options = (DENSE, *map(Choice, sorted((*rates, *more))), Choice(0.0, KEEP), Choice(0.4, KEEP))
+    space = Space(ExportConfig(method="structsam", precision="fp32"), (options,), frozenset(more))
+    tried = [choice for choice in options if space.tried(choice)]
+    assert tried == [*map(Choice, rates), Choice(0.0, KEEP)] and list(singles(space)) == [(0, c) for c in tried]
+    values = {space.single(0, c): (np.array([0.02 * c.rate]), np.array([0.3 * c.rate**1.7])) for c in tried}
+    values[space.single(0, Choice(0.0, KEEP))] = np.array([0.01]), np.array([0.04])
+    table = Table.of(space, singles(space), values, [[0.0] * len(options)])
+    for choice, loss, apart in zip(options, table.losses[0], table.apart[0]):
+        keep = choice.mlp == KEEP
+        assert loss == pytest.approx(0.02 * choice.rate + 0.01 * keep)
+        assert apart == pytest.approx(np.hypot(0.3 * choice.rate**1.7, 0.04 * keep))
+    assert read_off({Choice(0.2): 1.0, Choice(0.6): 3.0}, Choice(0.5)) == pytest.approx(2.5)
+    assert read_off({Choice(0.2): 0.0, Choice(0.6): 3.0}, Choice(0.5), power=True) == pytest.approx(2.25)
 
 
 @pytest.mark.parametrize("seed", range(10))
