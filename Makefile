@@ -67,4 +67,5 @@ $(VENV)/.test: pyproject.toml
 	touch $@ $(VENV)/.demo
 
 clean:
-	rm -rf $(VENV) engines/*/ .pytest_cache .mypy_cache .ruff_cache .coverage*
+	find engines -mindepth 1 -maxdepth 1 -type d ! -name recipes -exec rm -rf {} +
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .coverage*

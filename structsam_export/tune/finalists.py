@@ -146,9 +146,11 @@ class Table:
         """Whether the configuration was made of a point of this table."""
         return config in self._made
 
-    def grown(self, curve: Curve, config: ExportConfig, apart: float) -> Curve:
-        """The curve, with what a schedule of this table tells of how its squares add up."""
-        return replace(curve, growth=slope(np.array([self.point(config).loss]), np.array([apart**2])))
+    def grown(self, curve: Curve, tried: Mapping[ExportConfig, float]) -> Curve:
+        """The curve, with what schedules of this table (and their disagreements) tell of how its squares add up."""
+        known = {config: apart for config, apart in tried.items() if self.knows(config)}
+        sums = np.array([self.point(config).loss for config in known])
+        return replace(curve, growth=slope(sums, np.array(list(known.values())) ** 2)) if known else curve
 
     def point(self, config: ExportConfig) -> search.Point:
         """That point; its cost is not shifted yet."""
@@ -196,10 +198,33 @@ def first_finalists(tables: Sequence[Table], budget: Any, curve: Curve, shift: f
     return list(dict.fromkeys(table.config(at(table, budget, curve, shift)) for table in tables))
 
 
-def further_finalists(table: Table, budget: Any, curve: Curve, shift: float, count: int) -> list[ExportConfig]:
-    """Schedules of one table about the budget, `count` at most; others as in `first_finalists`."""
-    near = [at(table, budget, curve, shift, step) for step in (0, 1, -1, 2, -2, 3)]
-    return list(dict.fromkeys(map(table.config, near)))[:count]
+def further_finalists(
+    tables: Sequence[Table],
+    tried: Mapping[ExportConfig, float],
+    chosen: ExportConfig,
+    budget: Any,
+    curve: Curve,
+    shift: float,
+    room: int,
+) -> list[ExportConfig]:
+    """Schedules about the budget, `room` at most, by what the tables' finalists showed.
+
+    Of a cost, those of the chosen one's table. Of a loss, one at a time: the first ones may be far from it, and how far
+    corrects the next; it is of the table that then promises to save most.
+
+    Args:
+        tables, budget, curve, shift: as in `first_finalists`.
+        tried: disagreements of the finalists so far.
+        chosen: the one of them that would be taken.
+    """
+    curves = [table.grown(curve, tried) for table in tables]
+    if budget.cost is not None:
+        best = next(i for i, table in enumerate(tables) if table.knows(chosen))
+    else:
+        best = min(range(len(tables)), key=lambda i: at(tables[i], budget, curves[i], shift).cost)
+        room = min(room, 1)
+    near = [tables[best].config(at(tables[best], budget, curves[best], shift, step)) for step in (0, 1, -1, 2, -2, 3)]
+    return [config for config in dict.fromkeys(near) if config not in tried][: max(room, 0)]
 
 
 def at(table: Table, budget: Any, curve: Curve, shift: float, step: int = 0) -> search.Point:

@@ -186,10 +186,9 @@ def found(
         ratios = steps.cost.ratios(tried.configs)
         shift = float(np.mean([r - 1 - g.cost for r, g in zip(ratios[len(common) :], guesses)]))
         chosen = choose(ratios[len(common) :], tried.likely(curve)[len(common) :], budget)
-        room, apart = plan["finalists"] - len(configs), float(tried.apart[len(common) + chosen].mean())
-        own = owners[chosen].grown(curve, configs[chosen], apart)
-        around = further_finalists(owners[chosen], budget, own, shift, max(room, 0))
-        more = [config for config in around if config not in tried.configs]
+        moved = dict(zip(configs, map(float, tried.apart[len(common) :].mean(1))))
+        room = plan["finalists"] - len(configs)
+        more = further_finalists(tables, moved, configs[chosen], budget, curve, shift, room)
     judged, far = steps.meter.measure("held-out half", tried.configs, held)
     summaries = measure.summary(tried.losses), measure.summary(judged)
     macs = Macs(steps.meter.loaded).ratios(tried.configs)

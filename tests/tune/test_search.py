@@ -13,7 +13,7 @@ from structsam_export.errors import UsageError
 from structsam_export.geometry import GEOMETRIES
 from structsam_export.methods.mlp import MergedMLP, ResidualConsistency
 from structsam_export.schedule import resolve
-from structsam_export.tune.finalists import Curve, Table, at, choose
+from structsam_export.tune.finalists import Curve, Table, at, choose, first_finalists, further_finalists
 from structsam_export.tune.measure import errors, halves, spread
 from structsam_export.tune.search import at_random, cheapest, front, safest, shrunk
 from structsam_export.tune.space import DENSE, KEEP, MERGE, Choice, Space, ranges, read_off
@@ -166,6 +166,27 @@ def test_finalists_are_the_best_that_keep_to_the_budget(seed):
     fit = [picks for picks in merging if loss[picks] <= 0.008]
     assert cost[found.picks] == pytest.approx(min(map(cost.get, fit or [min(merging, key=loss.get)])))
     assert at(table, Budget(macs=0.9), curve, 0.0, step=2).cost >= at(table, Budget(macs=0.9), curve, 0.0, step=-2).cost
+
+
+def test_further_finalists_follow_what_the_first_ones_showed():
+    """Two methods that promise alike: one's first schedule moves masks twice as far as its blocks said."""
+    options = tuple(DENSE if r == 0 else Choice(r) for r in (0.0, 0.2, 0.4, 0.6))
+    costs, apart = [[0.0, -0.02, -0.04, -0.06]] * 4, [[0.0, 0.02, 0.04, 0.06]] * 4
+    bad, good = (
+        Table(Space(ExportConfig(method=name, precision="fp32"), (options,) * 4), apart, apart, costs)
+        for name in ("structsam", "algm")
+    )
+    budget, curve = Budget(loss=0.002), Curve(growth=1.0, loss=0.5)
+    first = first_finalists([bad, good], budget, curve, 0.0)
+    assert [config.method for config in first] == ["structsam", "algm"]
+    sums = [table.point(config).loss for table, config in zip((bad, good), first)]
+    assert sums == pytest.approx([0.004, 0.004])
+    moved = {first[0]: 2 * sums[0] ** 0.5, first[1]: 0.5 * sums[1] ** 0.5}
+    more = further_finalists([bad, good], moved, first[0], budget, curve, 0.0, room=3)
+    assert [(config.method, config.rate) for config in more] == [("algm", "0.6:0-3")]  # sum .0144 of .016 that may be
+    assert further_finalists([bad, good], moved, first[0], budget, curve, 0.0, room=0) == []
+    around = further_finalists([bad, good], moved, first[0], Budget(macs=0.88), curve, 0.0, room=2)
+    assert [config.method for config in around] == ["structsam"] * 2 and not set(around) & set(first)
 
 
 def test_a_curve_of_nothing_keeps_its_defaults():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -198,6 +199,22 @@ def test_a_recipe_comes_back_as_it_was(tmp_path):
     assert recipes.applied(found, config) == ExportConfig(
         method="structsam", variant="cell", rate="0.5:0", mlp="merge:0", precision="fp32", batch=2
     )
+
+
+RECIPES = sorted((Path(__file__).parents[2] / "engines" / "recipes").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_demo_models_recipes_are_for_its_weights_and_save_what_they_say(path):
+    recipe, loaded = recipes.read(path), loaded_for(ExportConfig(model="demo", precision="fp32"))
+    assert recipe["model"]["weights"] == loaded.sha256
+    config = recipes.applied(recipe, ExportConfig(model="demo", precision="fp32"))
+    assert macs_ratio(config, loaded.geometry) == pytest.approx(recipe["measured"]["macs_ratio"])
+    assert recipe["images"]["held_out"] >= 40 and recipe["measured"]["held_out"]["high"] is not None
+
+
+def test_the_demo_model_has_recipes():
+    assert len(RECIPES) >= 2
 
 
 @pytest.mark.parametrize(
