@@ -140,6 +140,18 @@ def test_unrelated_graphs_are_left_alone(method, variant, tmp_path):
     assert set(made.counts.values()) == {0}
 
 
+def test_proportional_attention_and_its_plan_are_left_alone(tmp_path):
+    """RelposAttention knows no sizes, MergePlan no spread; the dense block's attention is fused."""
+    onnx.save(traced("structsam", "proportional", LAYERS[:2], 2), str(tmp_path / "raw.onnx"))
+    rewrite(tmp_path / "raw.onnx", tmp_path / "plain.onnx", keep_outputs=("image_embeddings",))
+    made = apply_plugins(tmp_path / "plain.onnx", tmp_path / "fused.onnx", tuple(PLUGINS))
+    found = {name.removeprefix("use_plugin."): count for name, count in made.counts.items()}
+    assert found == {"token_energy": 2, "token_merge": 2, "token_unmerge": 2, "merge_plan": 0, "relpos_attention": 1}
+    before, after = (run(onnx.load(str(tmp_path / f)), {"image": IMAGE}) for f in ("plain.onnx", "fused.onnx"))
+    error = np.abs(after["image_embeddings"] - before["image_embeddings"]).max()
+    assert error < 2e-6 * np.abs(before["image_embeddings"]).max()
+
+
 def test_a_changed_plan_is_no_match(graphs, tmp_path):
     """The same nodes with another table: what is not MergePlan's or TokenMerge's numbers stays as it is."""
     graph = gs.import_onnx(onnx.load(str(graphs / "fp32.onnx")))
