@@ -122,7 +122,7 @@ def planned(
     rest = (1 - SENSITIVITY) * 60 * minutes / each
     count = min(max(affordable, min(FEWEST, len(selection))), len(selection))
     least = len(spaces) + 3  # each method's best and some about the best of these
-    finalists = min(max(int(rest / (len(selection) + len(held)) - len(uniforms(spaces))), least), 2 * least)
+    finalists = min(max(int(rest / (len(selection) + len(held)) - len(uniforms(spaces))), least), least + 3)
     plan = {**facts, "sensitivity": count, "finalists": finalists, "seconds_each": round(each, 3)}
     store.write(PLAN, plan)
     return plan
