@@ -33,6 +33,7 @@ UNIFORM = (0.25, 0.5, 0.75)
 PUBLISHED = ("structsam", "cell")
 # Shares of the work of a run: what is not sensitivity is finalists, uniform schedules and held-out images.
 SENSITIVITY = 0.45
+MARGIN = 0.8  # of the time is planned: each step draws the unpatched model's masks anew, and machines do other things
 FEWEST = 4  # images of the sensitivity
 
 
@@ -118,8 +119,8 @@ def planned(
     # The unpatched model ran as often. Where all figures were known, nothing was timed but by an earlier plan.
     timed = steps.meter.seconds / max(steps.meter.done, 1) / steps.meter.workers / 2
     each = max(timed or (kept or {}).get("seconds_each", 1.0), 1e-3)
-    affordable = int(SENSITIVITY * 60 * minutes / each / len(alone))
-    rest = (1 - SENSITIVITY) * 60 * minutes / each
+    calls = MARGIN * 60 * minutes / each
+    affordable, rest = int(SENSITIVITY * calls / len(alone)), (1 - SENSITIVITY) * calls
     count = min(max(affordable, min(FEWEST, len(selection))), len(selection))
     least = len(spaces) + 3  # each method's best and some about the best of these
     finalists = min(max(int(rest / (len(selection) + len(held)) - len(uniforms(spaces))), least), least + 3)
