@@ -5,7 +5,7 @@ from structsam_export.evaluate.command import opened
 from structsam_export.evaluate.store import Store
 from structsam_export.job import loaded_for
 from structsam_export.methods import METHODS
-from structsam_export.methods.cells import cell_indices, group_by_cell
+from structsam_export.methods.cells import group_by_cell, rows_by_cell
 from structsam_export.methods.energy import gradient_energy
 from structsam_export.methods.structsam import StructSAM
 from structsam_export.tokens import Tokens
@@ -19,10 +19,10 @@ __all__ = [
     "Store",
     "StructSAM",
     "Tokens",
-    "cell_indices",
     "gradient_energy",
     "group_by_cell",
     "loaded_for",
     "measure",
     "opened",
+    "rows_by_cell",
 ]

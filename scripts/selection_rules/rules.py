@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
-from selection_rules.package import METHODS, StructSAM, Tokens, cell_indices, gradient_energy, group_by_cell
+from selection_rules.package import METHODS, StructSAM, Tokens, gradient_energy, group_by_cell, rows_by_cell
 
 
 def energies(tokens: Tokens) -> torch.Tensor:
@@ -19,9 +19,7 @@ def energies(tokens: Tokens) -> torch.Tensor:
 
 def distances(tokens: Tokens) -> torch.Tensor:
     """Squared distance of every cell's tokens to their mean, float32 (B, C, 4)."""
-    cells, _ = cell_indices(tokens.grid.window_shape)
-    values = tokens.grid.partition(tokens.features).float()
-    of_cell = values[:, torch.tensor(cells)]
+    of_cell = rows_by_cell(tokens.grid.partition(tokens.features.float()), tokens.grid.window_shape)
     return (of_cell - of_cell.mean(2, keepdim=True)).square().sum(-1)
 
 
