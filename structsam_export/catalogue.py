@@ -94,12 +94,17 @@ def table_rows(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
         (
             row["name"],
             ", ".join(f"{variant} ({most:g})" for variant, most in row["variants"].items()),
-            ", ".join(dict.fromkeys(f"{100 * share:.1f} %" for share in row["macs_saved"].values())),
+            one_or_all([f"{100 * share:.1f} %" for share in row["macs_saved"].values()]),
             row["protects"],
             row["source"],
         )
         for row in rows
     ]
+
+
+def one_or_all(figures: Sequence[str]) -> str:
+    """The figure that all variants share, or each variant's in order."""
+    return figures[0] if len(set(figures)) == 1 else ", ".join(figures)
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
