@@ -27,7 +27,7 @@ from structsam_export.cli.show import check_file, check_picture, print_json, pri
 @click.option("--densities", default="0.25,0.5", show_default=True, help="Shares of residual consistency's tokens.")
 @click.option("--limit", type=click.IntRange(2), metavar="N", help="Only N images of each set.")
 @click.option("--minutes", type=click.FloatRange(0.1), help="Plan the work for so long. Default: 20, quick 5.")
-@click.option("--quick", is_flag=True, help="The first method only, and fewer images a block.")
+@click.option("--quick", is_flag=True, help="The first method only, on fewer images.")
 @click.option("--jobs", "workers", type=click.IntRange(1), help="Images at once. Default: one a core.")
 @click.option("--output", type=click.Path(path_type=Path), help="Results folder. Default: evaluations/<set>-...-tune")
 @click.option("--force", is_flag=True, help="Replace results that were made with other settings.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from structsam_export.tune.measure import Measurer
 from structsam_export.tune.space import KEEP, Space, space_of
 from structsam_export.tune.steps import Budget, Steps, found, planned
 
-SCHEMA = 4
+SCHEMA = 5
 MINUTES, QUICK_MINUTES = 20.0, 5.0
 
 
@@ -106,13 +106,22 @@ def run(
     with store.kept():
         steps, spaces = Steps(meter, cost), menu.spaces(base, loaded)
         plan = planned(store, steps, spaces, *both, minutes or (QUICK_MINUTES if menu.quick else MINUTES))
+        both = paid_for(both, plan)
         report = found(steps, spaces, *both, budget, plan)
-    images = {"set": name, "sha256": digest_of(samples), "true_masks": true}
-    images |= {"selection": len(both[0]), "held_out": len(both[1])}
+    images = {"set": name, "true_masks": true, "of": len(samples), **used(*both)}
     about = {"name": base.model_name, "weights": loaded.sha256, "preprocessing": loaded.spec.preprocessing}
     facts = {"schema": SCHEMA, "budget": vars(budget), "cost": cost.title, "model": about, "images": images}
     facts["prompt"] = prompt
     return written({**facts, **report}, store)
+
+
+def paid_for(both: tuple[list[Sample], list[Sample]], plan: Mapping[str, Any]) -> tuple[list[Sample], list[Sample]]:
+    """The images of both halves that the plan uses; a message says where these are not all."""
+    paid = measure.spread(both[0], plan["selection"]), measure.spread(both[1], plan["held_out"])
+    fit, images = (sum(map(len, pair)) for pair in (paid, both))
+    if fit < images:
+        note(f"{fit} of {images} images fit into the time. Pass --minutes for more, which says losses more exactly.")
+    return paid
 
 
 def check(menu: Menu, base: ExportConfig, dataset: str | None, photos: Path | None, prompt: str) -> None:
@@ -206,9 +215,11 @@ def images_of(
     return spread(every, limit), chosen.name, True
 
 
-def digest_of(samples: Sequence[Sample]) -> str:
-    """SHA-256 over the digests of all images, whatever their order."""
-    return hashlib.sha256("".join(sorted(sample.digest() for sample in samples)).encode()).hexdigest()
+def used(selection: Sequence[Sample], held: Sequence[Sample]) -> dict[str, Any]:
+    """How many images chose and judged, and the SHA-256 over the digests of all of them, whatever their order."""
+    digests = sorted(sample.digest() for sample in (*selection, *held))
+    sha256 = hashlib.sha256("".join(digests).encode()).hexdigest()
+    return {"selection": len(selection), "held_out": len(held), "sha256": sha256}
 
 
 def tell(report: dict[str, Any]) -> None:

@@ -46,6 +46,7 @@ class Measurer:
     seconds: float = 0.0  # of work, of all workers together, and how many schedules x images it was
     done: int = 0
     _copies: list[LoadedModel] = field(default_factory=list)
+    _drawn: dict[str, np.ndarray] = field(default_factory=dict)  # by image: the unpatched model's masks, in bits
 
     def measure(
         self, title: str, configs: Sequence[ExportConfig], samples: Sequence[Sample]
@@ -94,18 +95,24 @@ class Measurer:
         if not missing:
             return
         began = time.perf_counter()
-        made = scored(sample, missing, loaded, self.prompt, self.true)
+        case: Case = PROTOCOLS["sam"](sample, loaded.geometry.image_size, loaded.spec.preprocessing, self.prompt)
+        made = scored(case, self.dense(digest, case, loaded), missing, loaded, self.true)
         self.seconds += time.perf_counter() - began
         self.done += len(missing)
         self.store.put(sample.name, {"name": sample.name, "digest": digest, "scores": {**scores, **made}})
 
+    def dense(self, digest: str, case: Case, loaded: LoadedModel) -> np.ndarray:
+        """The unpatched model's masks of an image, drawn once: bool (objects, height, width)."""
+        shape = np.shape(case.truth)
+        if digest not in self._drawn:
+            self._drawn[digest] = np.packbits(case.draw(dense_predictor(loaded).logits(case)))
+        return np.unpackbits(self._drawn[digest], count=int(np.prod(shape))).reshape(shape).astype(bool)
+
 
 def scored(
-    sample: Sample, named: Mapping[str, ExportConfig], loaded: LoadedModel, prompt: str, true: bool
+    case: Case, dense: np.ndarray, named: Mapping[str, ExportConfig], loaded: LoadedModel, true: bool
 ) -> dict[str, list[float]]:
-    """[loss, disagreement] of each schedule on one image; see `Measurer.measure`."""
-    case: Case = PROTOCOLS["sam"](sample, loaded.geometry.image_size, loaded.spec.preprocessing, prompt)
-    dense = case.draw(dense_predictor(loaded).logits(case))
+    """[loss, disagreement] of each schedule on one image, beside the masks `dense`; see `Measurer.measure`."""
     base = fmean(iou(a, b) for a, b in zip(dense, case.truth))
     made = {}
     for key, config in named.items():

@@ -33,8 +33,10 @@ UNIFORM = (0.25, 0.5, 0.75)
 PUBLISHED = ("structsam", "cell")
 # Shares of the work of a run: what is not sensitivity is finalists, uniform schedules and held-out images.
 SENSITIVITY = 0.45
-MARGIN = 0.8  # of the time is planned: each step draws the unpatched model's masks anew, and machines do other things
+MARGIN = 0.85  # of the time is planned: models are loaded and results written, too, and machines do other things
 FEWEST = 4  # images of the sensitivity
+FEWEST_JUDGED = 8  # images of either half
+PLAN_VERSION = 2  # raise it whenever a plan says something else
 
 
 @dataclass(frozen=True)
@@ -107,9 +109,10 @@ def planned(
     held: Sequence[Sample],
     minutes: float,
 ) -> dict[str, Any]:
-    """How many images the sensitivity gets, and how many finalists there are; a run that continues keeps its plan."""
+    """How many images the steps get, and how many finalists there are; a run that continues keeps its plan."""
     alone = list(dict.fromkeys(config for space in spaces for config in singles(space).values()))
-    facts = {"minutes": minutes, "schedules": len(alone), "images": len(selection) + len(held)}
+    facts = {"version": PLAN_VERSION, "minutes": minutes, "schedules": len(alone)}
+    facts["images"] = len(selection) + len(held)
     kept = read(store.folder / PLAN)
     if kept and all(kept.get(name) == value for name, value in facts.items()):
         return kept
@@ -119,14 +122,37 @@ def planned(
     # The unpatched model ran as often. Where all figures were known, nothing was timed but by an earlier plan.
     timed = steps.meter.seconds / max(steps.meter.done, 1) / steps.meter.workers / 2
     each = max(timed or (kept or {}).get("seconds_each", 1.0), 1e-3)
-    calls = MARGIN * 60 * minutes / each
-    affordable, rest = int(SENSITIVITY * calls / len(alone)), (1 - SENSITIVITY) * calls
-    count = min(max(affordable, min(FEWEST, len(selection))), len(selection))
-    least = len(spaces) + 3  # each method's best and some about the best of these
-    finalists = min(max(int(rest / (len(selection) + len(held)) - len(uniforms(spaces))), least), least + 3)
-    plan = {**facts, "sensitivity": count, "finalists": finalists, "seconds_each": round(each, 3)}
+    found = counts(60 * minutes / each, len(alone), len(uniforms(spaces)), len(spaces) + 3, len(selection), len(held))
+    plan = {**facts, **found, "seconds_each": round(each, 3)}
     store.write(PLAN, plan)
     return plan
+
+
+def counts(calls: float, alone: int, common: int, finalists: int, selection: int, held: int) -> dict[str, int]:
+    """What `calls` of the encoder pay for: images of the sensitivity and of both halves, and finalists.
+
+    Every image of a half is seen by the unpatched model, by all uniform schedules and by all finalists.
+
+    Args:
+        calls: that fit into the time.
+        alone: schedules of the sensitivity.
+        common: uniform schedules.
+        finalists: at least so many; up to three more where time is left.
+        selection, held: images there are.
+    """
+    calls *= MARGIN
+    sensitivity = min(max(int(SENSITIVITY * calls / alone), FEWEST), selection)
+    rest = calls - sensitivity * alone
+    total = max(int(rest / (1 + common + finalists)), 2 * FEWEST_JUDGED)
+    chosen_on = min(max(total // 2, total - held), selection)
+    judged_on = min(total - chosen_on, held)
+    more = int(rest / (chosen_on + judged_on)) - 1 - common - finalists
+    return {
+        "sensitivity": min(sensitivity, chosen_on),
+        "selection": chosen_on,
+        "held_out": judged_on,
+        "finalists": finalists + min(max(more, 0), 3),
+    }
 
 
 class Tried:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from structsam_export.evaluate import command as evaluation
 from structsam_export.evaluate.store import Store
 from structsam_export.job import loaded_for
 from structsam_export.macs import graph_macs
-from structsam_export.tune import costs, measure
+from structsam_export.tune import costs, measure, steps
 from structsam_export.tune.space import macs_ratio
 
 WORK = ("--model", "tiny", "--methods", "structsam:cell", "--rates", "0.5", "--minutes", "1", "--jobs", "1")
@@ -65,7 +66,7 @@ def test_figures_files_and_resuming(run, tiny_model, tmp_path, monkeypatch):
     real, calls = measure.scored, []
 
     def counted(*arguments):
-        calls.append(arguments[0].name)
+        calls.append(arguments)
         if len(calls) == 4:
             raise KeyboardInterrupt
         return real(*arguments)
@@ -73,7 +74,7 @@ def test_figures_files_and_resuming(run, tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "scored", counted)
     code, _, err = run("--dataset", place, "--target-macs", "0.9", "--output", "two")
     assert code == 130 and "continues from there" in err
-    calls.append("")  # the fourth is over
+    calls.append(())  # the fourth is over
     code, out, err = run("--dataset", place, "--target-macs", "0.9", "--output", "two", "--json")
     assert code == 0, err
     again = json.loads(out)
@@ -81,6 +82,38 @@ def test_figures_files_and_resuming(run, tiny_model, tmp_path, monkeypatch):
         assert again[name] == report[name], name
     before = len(calls)
     assert run("--dataset", place, "--target-macs", "0.9", "--output", "two")[0] == 0 and len(calls) == before
+
+
+def test_more_images_than_the_time_pays_for(run, tmp_path, monkeypatch):
+    """Some of them are used, the report is of those, and a message says how to use all."""
+    place = write_folder(tmp_path / "discs", 6, objects=(1,) * 6)
+    monkeypatch.setattr(steps, "FEWEST_JUDGED", 2)
+    monkeypatch.setattr(steps, "MARGIN", 1e-6)  # no time at all
+    options = ("--dataset", place, "--target-macs", "0.9", "--output", "few", "--json")
+    code, out, err = run(*options)
+    assert code == 0, err
+    assert "4 of 6 images fit into the time" in err and "--minutes" in err
+    report = json.loads(out)
+    assert {"selection": 2, "held_out": 2, "of": 6}.items() <= report["images"].items()
+    assert "on 2 held-out images" in err
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_a_plan_fits_the_time(seed):
+    """Counted step by step, as `tune` works; unless even the least of everything is more."""
+    rng = Random(seed)
+    calls, alone, common = rng.choice([50, 500, 3000, 20_000]), rng.randint(5, 300), rng.randint(3, 12)
+    finalists, selection, held = rng.randint(4, 8), rng.randint(2, 2000), rng.randint(1, 2000)
+    plan = steps.counts(calls, alone, common, finalists, selection, held)
+    dense = plan["selection"] + plan["held_out"]
+    judged = dense * (common + plan["finalists"])
+    needed = plan["sensitivity"] * alone + dense + judged
+    least = plan["sensitivity"] <= steps.FEWEST or max(plan["selection"], plan["held_out"]) <= steps.FEWEST_JUDGED
+    assert needed <= calls or least
+    assert 1 <= plan["sensitivity"] <= plan["selection"] <= selection and 1 <= plan["held_out"] <= held
+    assert finalists <= plan["finalists"] <= finalists + 3
+    if plan["finalists"] > finalists:
+        assert (plan["selection"], plan["held_out"]) == (selection, held)
 
 
 def test_latency_is_the_cost(run, tmp_path, monkeypatch):
