@@ -156,13 +156,13 @@ class Table:
         """That point; its cost is not shifted yet."""
         return self._made[config]
 
-    def uniform(self, rate: float) -> float:
-        """Sum of squared disagreements of one rate in all blocks; NaN where it was not tried."""
-        picked = [
-            [square for choice, square in zip(*row) if choice == Choice(rate)]
-            for row in zip(self.space.options, self.squares)
-        ]
-        return sum(squares[0] for squares in picked) if all(picked) else float("nan")
+    def uniform(self, rate: float) -> search.Point:
+        """The point of one rate in all blocks; of NaN where that is no option."""
+        picks = [next((i for i, c in enumerate(row) if c == Choice(rate)), -1) for row in self.space.options]
+        if -1 in picks:
+            return search.Point(float("nan"), float("nan"), ())
+        loss, cost = (sum(row[i] for row, i in zip(rows, picks)) for rows in (self.squares, self.costs))
+        return search.Point(cost, loss, tuple(picks))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, one entry a block and option."""

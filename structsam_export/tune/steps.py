@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from structsam_export.tune.finalists import (
     verdict_of,
 )
 from structsam_export.tune.measure import Measurer
+from structsam_export.tune.search import Point
 from structsam_export.tune.space import Choice, Space
 
 PLAN = "plan.json"
@@ -36,6 +38,8 @@ SENSITIVITY = 0.45
 MARGIN = 0.85  # of the time is planned: models are loaded and results written, too, and machines do other things
 FEWEST = 4  # images of the sensitivity
 FEWEST_JUDGED = 8  # images of either half
+NEAREST = 3  # schedules that tell how far real costs are from predicted ones
+NAN = float("nan")
 PLAN_VERSION = 2  # raise it whenever a plan says something else
 
 
@@ -201,21 +205,24 @@ def found(
     tables = sensitivity(steps, spaces, measure.spread(selection, plan["sensitivity"]))
     common, tried = uniforms(spaces), Tried(steps, selection)
     tried.add("uniform schedules, selection half", common)
-    sums = [uniform_sum(tables, config) for config in common]
-    curve, shift = tried.curve(sums), 0.0
-    more = first_finalists(tables, budget, curve, shift)
-    while more:  # what these really lose and cost corrects the search for further ones
-        tried.add("finalists", more)
-        configs = tried.configs[len(common) :]
-        owners = [next(table for table in tables if table.knows(config)) for config in configs]
-        guesses = [table.point(config) for table, config in zip(owners, configs)]
-        curve = tried.curve([*sums, *(guess.loss for guess in guesses)])
+    guesses = [uniform_point(tables, config) for config in common]
+    chosen = 0
+    while True:  # what schedules really lose and cost corrects the search for further ones
+        curve = tried.curve([guess.loss for guess in guesses])
         ratios = steps.cost.ratios(tried.configs)
-        shift = float(np.mean([r - 1 - g.cost for r, g in zip(ratios[len(common) :], guesses)]))
-        chosen = choose(ratios[len(common) :], tried.likely(curve)[len(common) :], budget)
-        moved = dict(zip(configs, map(float, tried.apart[len(common) :].mean(1))))
-        room = plan["finalists"] - len(configs)
-        more = further_finalists(tables, moved, configs[chosen], budget, curve, shift, room)
+        shift = shift_of(ratios, guesses, budget.cost)
+        configs = tried.configs[len(common) :]
+        if configs:
+            chosen = choose(ratios[len(common) :], tried.likely(curve)[len(common) :], budget)
+            moved = dict(zip(configs, map(float, tried.apart[len(common) :].mean(1))))
+            room = plan["finalists"] - len(configs)
+            more = further_finalists(tables, moved, configs[chosen], budget, curve, shift, room)
+        else:
+            more = first_finalists(tables, budget, curve, shift)
+        if not more:
+            break
+        tried.add("finalists", more)
+        guesses += [next(table for table in tables if table.knows(config)).point(config) for config in more]
     judged, far = steps.meter.measure("held-out half", tried.configs, held)
     summaries = measure.summary(tried.losses), measure.summary(judged)
     macs = Macs(steps.meter.loaded).ratios(tried.configs)
@@ -223,7 +230,7 @@ def found(
     for row, *pair in zip(rows, tried.apart.mean(1), far.mean(1)):
         row["disagreement"] = dict(zip(("selection", "held_out"), map(float, pair)))
     uniform, tuned = rows[: len(common)], rows[len(common) :]
-    for row, guess in zip(tuned, guesses):
+    for row, guess in zip(tuned, guesses[len(common) :]):
         row |= {"predicted": curve.predicted(guess.loss), "predicted_cost": 1 + guess.cost + shift}
     return {
         "plan": plan,
@@ -245,8 +252,22 @@ def found(
     }
 
 
-def uniform_sum(tables: Sequence[Table], config: ExportConfig) -> float:
-    """What a uniform schedule's blocks alone disagree, squared and added up; NaN where that was not tried."""
+def uniform_point(tables: Sequence[Table], config: ExportConfig) -> Point:
+    """What a uniform schedule's blocks do alone, added up; NaN where that was not tried."""
     of_method = (t for t in tables if (t.space.base.method, t.space.base.variant) == (config.method, config.variant))
     table = next(of_method, None)
-    return float("nan") if table is None else table.uniform(float(config.rate or 0))
+    return Point(NAN, NAN, ()) if table is None else table.uniform(float(config.rate or 0))
+
+
+def shift_of(ratios: Sequence[float], guesses: Sequence[Point], wanted: float | None) -> float:
+    """Real costs less predicted ones: latencies do not quite add up, and by how much depends on how much merges.
+
+    Args:
+        ratios: real costs.
+        guesses: the same schedules' sums over blocks; those of NaN do not count.
+        wanted: the cost to be right at: the mean over the `NEAREST` schedules about it; None: over all.
+    """
+    known = [(ratio, ratio - 1 - guess.cost) for ratio, guess in zip(ratios, guesses) if guess.cost == guess.cost]
+    if wanted is not None:
+        known = sorted(known, key=lambda pair: abs(pair[0] - wanted))[:NEAREST]
+    return fmean(difference for _, difference in known) if known else 0.0

@@ -20,6 +20,7 @@ from structsam_export.evaluate.store import Store
 from structsam_export.job import loaded_for
 from structsam_export.macs import graph_macs
 from structsam_export.tune import costs, measure, steps
+from structsam_export.tune.search import Point
 from structsam_export.tune.space import macs_ratio
 
 WORK = ("--model", "tiny", "--methods", "structsam:cell", "--rates", "0.5", "--minutes", "1", "--jobs", "1")
@@ -145,6 +146,34 @@ def test_latency_is_the_cost(run, tmp_path, monkeypatch):
     counted = json.loads(out)
     assert counted["tuned"][counted["chosen"]]["name"] == report["tuned"][report["chosen"]]["name"]
     assert run("--target-latency", "0.9", *options)[0] == 0 and not asked  # kept
+
+
+def test_latencies_that_do_not_add_up(run, tmp_path, monkeypatch):
+    """Whole schedules cost .04 more than their parts promise: uniform ones tell, and the first finalist fits."""
+    whole = []
+
+    def timed(self, configs):
+        whole.extend(config for config in configs.values() if isinstance(config.rate, float))  # behind all parts
+        more = 0.04 if whole else 0.0
+        return {key: macs_ratio(config, self.loaded.geometry) + more for key, config in configs.items()}
+
+    monkeypatch.setattr(costs.Latency, "timed", timed)
+    place = write_folder(tmp_path / "discs", 4)
+    code, out, err = run("--dataset", place, "--target-latency", "0.97", "--mlps", "none", "--json")
+    assert code == 0, err
+    report = json.loads(out)
+    assert report["shift"] == pytest.approx(0.04, abs=2e-3)
+    first = report["tuned"][0]
+    assert first["cost"] <= 0.97 and first["cost"] == pytest.approx(first["predicted_cost"], abs=2e-3)
+
+
+def test_the_shift_is_that_of_the_nearest_schedules():
+    guesses = [Point(cost, 0.0, ()) for cost in (-0.1, -0.2, -0.3, -0.4, -0.5)] + [Point(steps.NAN, steps.NAN, ())]
+    ratios = [0.95, 0.84, 0.73, 0.62, 0.51, 0.7]  # .05, .04, ... more than predicted
+    assert steps.shift_of(ratios, guesses, 0.5) == pytest.approx(0.02)
+    assert steps.shift_of(ratios, guesses, 0.9) == pytest.approx(0.04)
+    assert steps.shift_of(ratios, guesses, None) == pytest.approx(0.03)
+    assert steps.shift_of(ratios[-1:], guesses[-1:], 0.5) == 0
 
 
 @pytest.mark.slow
