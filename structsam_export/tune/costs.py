@@ -87,7 +87,7 @@ class Latency:
     def key(self, config: ExportConfig) -> str:
         """What a ratio belongs to."""
         facts = {"runner": self.runner, "threads": self.threads, "cpu": cpu_name(), "rounds": ROUNDS}
-        return key_of({**facts, **identity_of(job_of(config, self.loaded))})
+        return key_of({**identity_of(job_of(config, self.loaded)), **facts})  # whose own runner is "eager"
 
     def timed(self, configs: Mapping[str, ExportConfig]) -> dict[str, float]:
         """The median over rounds of the ratio to the unpatched encoder, by key."""

@@ -63,7 +63,7 @@ class Measurer:
             over the image's objects; and 1 - IoU with the unpatched model's masks. Without true masks both are alike.
         """
         keys = [
-            key_of({"version": VERSION, "prompt": self.prompt, **identity_of(job_of(c, self.loaded))}) for c in configs
+            key_of({**identity_of(job_of(c, self.loaded)), "version": VERSION, "prompt": self.prompt}) for c in configs
         ]
         named = dict(zip(keys, configs))
         with progress() as bar:

@@ -19,7 +19,7 @@ from structsam_export.evaluate import command as evaluation
 from structsam_export.evaluate.store import Store
 from structsam_export.job import loaded_for
 from structsam_export.macs import graph_macs
-from structsam_export.tune import costs, measure, steps
+from structsam_export.tune import command, costs, measure, steps
 from structsam_export.tune.search import Point
 from structsam_export.tune.space import macs_ratio
 
@@ -146,6 +146,10 @@ def test_latency_is_the_cost(run, tmp_path, monkeypatch):
     counted = json.loads(out)
     assert counted["tuned"][counted["chosen"]]["name"] == report["tuned"][report["chosen"]]["name"]
     assert run("--target-latency", "0.9", *options)[0] == 0 and not asked  # kept
+    before = len(set(json.loads((tmp_path / "same" / costs.FILE).read_text())["ratios"]))
+    monkeypatch.setattr(command, "check_runner", lambda name: None)
+    assert run("--target-latency", "0.9", "--runner", "openvino-f32", *options)[0] == 0
+    assert len(json.loads((tmp_path / "same" / costs.FILE).read_text())["ratios"]) == 2 * before  # of another runtime
 
 
 def test_latencies_that_do_not_add_up(run, tmp_path, monkeypatch):
