@@ -2,7 +2,7 @@
 # make test       lint, types, import contracts, tests and coverage
 # make test-all   every method x variant x MLP policy on the demo model, real model sizes (an hour on two cores)
 # make test-robustness   fuzzed commands, hostile files and injected kills by the thousand (hours): docs/reliability.md
-# make accuracy   every method and MLP policy on the bundled set (about 20 minutes on two cores): docs/accuracy*.md, pictures
+# make accuracy   every method on the bundled set (about ten minutes on two cores): docs/accuracy.md and its picture
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -54,8 +54,7 @@ test-robustness: $(VENV)/.test
 	ROBUSTNESS=large OMP_NUM_THREADS=1 $(BIN)/pytest --timeout 0 tests/robustness tests/test_supervise.py
 
 accuracy: $(VENV)/.demo
-	$(BIN)/structsam-export sweep --plot docs/images/accuracy.png --markdown docs/accuracy.md
-	$(BIN)/structsam-export sweep --methods structsam:cell,structsam:proportional,structsam:cell+residual-consistency,structsam:cell+merge --plot docs/images/accuracy_policies.png --markdown docs/accuracy_policies.md
+	$(BIN)/structsam-export sweep --methods all,structsam:cell+residual-consistency,structsam:cell+merge --plot docs/images/accuracy.png --markdown docs/accuracy.md
 
 $(VENV)/.demo: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
