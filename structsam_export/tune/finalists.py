@@ -157,10 +157,10 @@ class Table:
         return self._made[config]
 
     def uniform(self, rate: float) -> search.Point:
-        """The point of one rate in all blocks; of NaN where that is no option."""
+        """The point of one rate in all blocks; `search.UNKNOWN` where that is no option."""
         picks = [next((i for i, c in enumerate(row) if c == Choice(rate)), -1) for row in self.space.options]
         if -1 in picks:
-            return search.Point(float("nan"), float("nan"), ())
+            return search.UNKNOWN
         loss, cost = (sum(row[i] for row, i in zip(rows, picks)) for rows in (self.squares, self.costs))
         return search.Point(cost, loss, tuple(picks))
 

@@ -23,6 +23,9 @@ class Point:
     picks: tuple[int, ...]
 
 
+UNKNOWN = Point(float("nan"), float("nan"), ())  # of a schedule whose parts were not tried
+
+
 def front(costs: Sequence[Sequence[float]], losses: Sequence[Sequence[float]], grain: float = GRAIN) -> list[Point]:
     """The Pareto front over all schedules, least cost first.
 

@@ -27,7 +27,7 @@ from structsam_export.tune.finalists import (
     verdict_of,
 )
 from structsam_export.tune.measure import Measurer
-from structsam_export.tune.search import Point
+from structsam_export.tune.search import UNKNOWN, Point
 from structsam_export.tune.space import Choice, Space
 
 PLAN = "plan.json"
@@ -35,11 +35,10 @@ UNIFORM = (0.25, 0.5, 0.75)
 PUBLISHED = ("structsam", "cell")
 # Shares of the work of a run: what is not sensitivity is finalists, uniform schedules and held-out images.
 SENSITIVITY = 0.45
-MARGIN = 0.95  # of the time is planned: models are loaded, too; the calls that are timed are slower than later ones
+MARGIN = 0.85  # of the time is planned: models are loaded and results written, too, and machines do other things
 FEWEST = 4  # images of the sensitivity
 FEWEST_JUDGED = 8  # images of either half
 NEAREST = 3  # schedules that tell how far real costs are from predicted ones
-NAN = float("nan")
 PLAN_VERSION = 2  # raise it whenever a plan says something else
 
 
@@ -253,10 +252,10 @@ def found(
 
 
 def uniform_point(tables: Sequence[Table], config: ExportConfig) -> Point:
-    """What a uniform schedule's blocks do alone, added up; NaN where that was not tried."""
+    """What a uniform schedule's blocks do alone, added up; `UNKNOWN` where that was not tried."""
     of_method = (t for t in tables if (t.space.base.method, t.space.base.variant) == (config.method, config.variant))
     table = next(of_method, None)
-    return Point(NAN, NAN, ()) if table is None else table.uniform(float(config.rate or 0))
+    return UNKNOWN if table is None else table.uniform(float(config.rate or 0))
 
 
 def shift_of(ratios: Sequence[float], guesses: Sequence[Point], wanted: float | None) -> float:
@@ -264,10 +263,10 @@ def shift_of(ratios: Sequence[float], guesses: Sequence[Point], wanted: float | 
 
     Args:
         ratios: real costs.
-        guesses: the same schedules' sums over blocks; those of NaN do not count.
+        guesses: the same schedules' sums over blocks; `UNKNOWN` ones do not count.
         wanted: the cost to be right at: the mean over the `NEAREST` schedules about it; None: over all.
     """
-    known = [(ratio, ratio - 1 - guess.cost) for ratio, guess in zip(ratios, guesses) if guess.cost == guess.cost]
+    known = [(ratio, ratio - 1 - guess.cost) for ratio, guess in zip(ratios, guesses) if guess is not UNKNOWN]
     if wanted is not None:
         known = sorted(known, key=lambda pair: abs(pair[0] - wanted))[:NEAREST]
     return fmean(difference for _, difference in known) if known else 0.0
